@@ -1,0 +1,211 @@
+"""What flows through the library: samples, batches of them, targets and predictions.
+
+    files -> Sample -> transforms -> Sample -> collate -> ImageBatch + list[Targets] -> model -> Predictions
+
+A 2D image is a sample with one camera and no calibration, so both detector families share this road.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Targets:
+    """The objects of one image (2D) or of one rig frame (3D).
+
+    In 3D a box is (x, y, z, w, l, h, yaw, vx, vy) in the lidar frame: centre of gravity and size in metres, yaw in
+    radians about z from the x axis, velocity in m/s; a velocity that nobody knows is NaN. In 2D a box is
+    (x0, y0, x1, y1) in pixels until `collate` turns it into (cx, cy, w, h) as fractions of the image without padding.
+    """
+
+    labels: Tensor  # [n] int64
+    boxes: Tensor  # [n, 4] or [n, 9] float32
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: Tensor) -> Targets:
+        """The subset picked by a boolean mask or by indices [k]."""
+        return Targets(self.labels[index], self.boxes[index])
+
+    def to(self, device: torch.device | str) -> Targets:
+        return Targets(self.labels.to(device, non_blocking=True), self.boxes.to(device, non_blocking=True))
+
+
+@dataclass
+class Camera:
+    """A calibrated pinhole camera at the moment of its exposure.
+
+    `camera2lidar` takes points of the camera frame (x right, y down, z forward) to the lidar frame of the sample's
+    time stamp: it carries the ego motion between the two exposures, and is therefore no constant of the rig.
+    """
+
+    name: str
+    intrinsic: np.ndarray  # [3, 3] float64, pixels of the image as it is now
+    camera2lidar: np.ndarray  # [4, 4] float64, metres
+
+    @property
+    def lidar2img(self) -> np.ndarray:
+        """[4, 4] float64: takes (x, y, z, 1) in metres to (u d, v d, d, 1), with d the depth in metres."""
+        projection = np.eye(4)
+        projection[:3, :3] = self.intrinsic
+        return projection @ np.linalg.inv(self.camera2lidar)
+
+
+@dataclass
+class Sample:
+    """One image, or what all cameras of a rig saw at one moment, with its objects where they are known."""
+
+    images: list[np.ndarray]  # N x [H, W, 3] uint8 RGB; cameras may differ in size
+    cameras: list[Camera] | None = None  # N, or None: a plain image
+    targets: Targets | None = None
+    token: str = ""  # names the sample in errors, results and submissions
+    lidar2global: np.ndarray | None = None  # [4, 4] float64, metres
+    timestamp: float | None = None  # seconds
+    scene: str | None = None  # samples of one scene follow each other in time
+    original_sizes: list[tuple[int, int]] = field(default_factory=list)  # N x (height, width) before any transform
+
+    def __post_init__(self) -> None:
+        if not self.original_sizes:
+            self.original_sizes = [(image.shape[0], image.shape[1]) for image in self.images]
+        if self.cameras is not None and len(self.cameras) != len(self.images):
+            raise ValueError(f"sample {self.token!r}: {len(self.images)} images but {len(self.cameras)} cameras")
+
+    def replace(self, **changes) -> Sample:
+        """A copy with some fields changed; what is not named is shared with the original."""
+        return replace(self, **changes)
+
+
+@dataclass
+class CameraRig:
+    """The calibration of a batch of rig frames, in the geometry of the padded images."""
+
+    lidar2img: Tensor  # [B, N, 4, 4] float32; see Camera.lidar2img
+    lidar2global: Tensor | None = None  # [B, 4, 4] float64
+    timestamps: Tensor | None = None  # [B] float64, seconds
+
+    def to(self, device: torch.device | str) -> CameraRig:
+        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
+        return CameraRig(self.lidar2img.to(device, non_blocking=True), move(self.lidar2global), move(self.timestamps))
+
+
+@dataclass
+class ImageBatch:
+    """Normalised images, padded at the right and at the bottom to one size. 2D: N = 1 and no rig."""
+
+    images: Tensor  # [B, N, 3, H, W] float32, 0 under padding
+    sizes: Tensor  # [B, N, 2] int64, (height, width) without padding
+    rig: CameraRig | None = None
+    tokens: Sequence[str] = ()  # [B], names of the samples for error messages
+    scenes: Sequence[str | None] = ()  # [B]
+    original_sizes: Tensor | None = None  # [B, N, 2] int64, (height, width) of the files
+
+    @property
+    def mask(self) -> Tensor:
+        """[B, N, H, W] bool, True under padding."""
+        height, width = self.images.shape[-2:]
+        rows = torch.arange(height, device=self.sizes.device)[:, None] >= self.sizes[..., 0, None, None]
+        columns = torch.arange(width, device=self.sizes.device) >= self.sizes[..., 1, None, None]
+        return rows | columns
+
+    def to(self, device: torch.device | str) -> ImageBatch:
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=True),
+            sizes=self.sizes.to(device, non_blocking=True),
+            rig=None if self.rig is None else self.rig.to(device),
+            original_sizes=None if self.original_sizes is None else self.original_sizes.to(device, non_blocking=True),
+        )
+
+
+@dataclass
+class Predictions:
+    """What a detector says about a batch: the same queries after each of L decoder layers, the final one last.
+
+    A 2D box is (cx, cy, w, h) as fractions of the image without padding. A 3D box is the code
+    (cx, cy, log w, log l, cz, log h, sin yaw, cos yaw, vx, vy): metres, m/s, lidar frame, centre of gravity.
+    """
+
+    logits: Tensor  # [L, B, Q, C]
+    boxes: Tensor  # [L, B, Q, 4 or 10]
+    proposals: Predictions | None = None  # two-stage: one layer over all encoder positions, supervised class-agnostic
+    hidden: Tensor | None = None  # [L, B, Q, D] output of each decoder layer
+    references: Tensor | None = None  # [L + 1, B, Q, 2 to 4] reference points before the first and after each layer
+
+
+def collate(
+    samples: Sequence[Sample],
+    mean: Sequence[float],
+    std: Sequence[float],
+    size_divisor: int = 1,
+    bgr: bool = False,
+) -> tuple[ImageBatch, list[Targets] | None]:
+    """Normalise, pad and stack samples.
+
+    Args:
+        samples: B samples with the same number of cameras.
+        mean: of the channels, in 0..255, in the order that the network sees them.
+        std: likewise.
+        size_divisor: the padded height and width are multiples of it.
+        bgr: feed the channels in blue, green, red order ("caffe" backbones).
+
+    Returns:
+        The batch, and the targets of its samples (None where a sample has none).
+
+    Raises:
+        ValueError: samples with different numbers of cameras, or some with and some without calibration.
+    """
+    counts = {len(sample.images) for sample in samples}
+    if len(counts) != 1:
+        raise ValueError(f"samples of one batch must have the same number of cameras, got {sorted(counts)}")
+    if len({sample.cameras is None for sample in samples}) != 1:
+        raise ValueError("a batch cannot mix samples with and without camera calibration")
+    cameras = counts.pop()
+    sizes = torch.tensor([[image.shape[:2] for image in sample.images] for sample in samples])  # [B, N, 2]
+    height, width = (-(-int(edge) // size_divisor) * size_divisor for edge in sizes.amax((0, 1)))
+    images = torch.zeros(len(samples), cameras, 3, height, width)
+    shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    for b, sample in enumerate(samples):
+        for n, image in enumerate(sample.images):
+            pixels = torch.from_numpy(np.ascontiguousarray(image[..., ::-1] if bgr else image)).permute(2, 0, 1)
+            images[b, n, :, : image.shape[0], : image.shape[1]] = (pixels - shift) / scale
+    batch = ImageBatch(
+        images,
+        sizes,
+        _stack_rigs(samples),
+        [sample.token for sample in samples],
+        [sample.scene for sample in samples],
+        torch.tensor([sample.original_sizes for sample in samples]),
+    )
+    targets = [sample.targets for sample in samples if sample.targets is not None]
+    if len(targets) < len(samples):
+        return batch, None
+    if batch.rig is None:
+        targets = [_fractions(t, *s.images[0].shape[:2]) for t, s in zip(targets, samples, strict=True)]
+    return batch, targets
+
+
+def _stack_rigs(samples: Sequence[Sample]) -> CameraRig | None:
+    cameras = [sample.cameras for sample in samples if sample.cameras is not None]
+    if not cameras:
+        return None
+    poses = [sample.lidar2global for sample in samples if sample.lidar2global is not None]
+    times = [sample.timestamp for sample in samples if sample.timestamp is not None]
+    return CameraRig(
+        torch.from_numpy(np.array([[camera.lidar2img for camera in rig] for rig in cameras], np.float32)),
+        torch.from_numpy(np.array(poses)) if len(poses) == len(samples) else None,
+        torch.tensor(times, dtype=torch.float64) if len(times) == len(samples) else None,
+    )
+
+
+def _fractions(targets: Targets, height: int, width: int) -> Targets:
+    """(x0, y0, x1, y1) in pixels -> (cx, cy, w, h) in fractions of the image."""
+    low, high = targets.boxes[:, :2], targets.boxes[:, 2:]
+    scale = torch.tensor([width, height], dtype=torch.float32)
+    return Targets(targets.labels, torch.cat([(low + high) / 2 / scale, (high - low) / scale], 1))
