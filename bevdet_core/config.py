@@ -6,8 +6,15 @@ and types, and tells the nearest valid name of a typo.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+import yaml
+
+Range3d = tuple[float, float, float, float, float, float]  # x0, y0, z0, x1, y1, z1
 
 NUSCENES_CLASSES = (
     "car",
@@ -124,8 +131,8 @@ class Detr3dConfig:
     num_heads: int = 8
     ffn_dim: int = 512
     dropout: float = 0.1
-    pc_range: tuple[float, ...] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
-    post_center_range: tuple[float, ...] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    pc_range: Range3d = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    post_center_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
     max_detections: int = 300
     score_threshold: float = 0.0
     loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
@@ -187,3 +194,171 @@ class NuScenesConfig:
     cbgs: bool = False
     on_error: Literal["raise", "skip"] = "raise"
     index_dir: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training run.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: samples per step and process.
+        accumulate: steps whose gradients are summed before the weights change.
+        workers: processes that load and augment data; 0 loads in the training process.
+        lr: of AdamW, for everything that `lr_factors` does not name.
+        lr_factors: part of a parameter's name -> factor on its learning rate; the first part found decides.
+        weight_decay: of AdamW.
+        clip_norm: largest gradient norm; 0 never clips.
+        warmup_steps: the rate rises linearly from a third over this many steps.
+        schedule: "cosine" falls to a thousandth, "step" is multiplied by 0.1 at each of the milestones.
+        milestones: epochs, of the "step" schedule.
+        ema: decay of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights.
+        precision: "no" is float32; "bf16" and "fp16" use autocast.
+        seed: of the initial weights, the order of the samples and their augmentation.
+        log_steps: steps between two lines of the log.
+        evaluate_epochs: epochs between two evaluations; 0 evaluates after the last epoch only.
+        checkpoint_steps: steps between two checkpoints; 0 writes one after each epoch only.
+        keep_checkpoints: older ones are removed.
+    """
+
+    epochs: int = 24
+    batch_size: int = 1
+    accumulate: int = 1
+    workers: int = 2
+    lr: float = 2e-4
+    lr_factors: dict[str, float] = field(default_factory=lambda: {"backbone": 0.1})
+    weight_decay: float = 0.01
+    clip_norm: float = 35.0
+    warmup_steps: int = 500
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    ema: float = 0.0
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    seed: int = 0
+    log_steps: int = 10
+    evaluate_epochs: int = 0
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        counts = ("workers", "warmup_steps", "evaluate_epochs", "checkpoint_steps")
+        for name in (*counts, "lr", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema must lie in [0, 1), got {self.ema}")
+
+
+class ConfigError(ValueError):
+    """A setting that does not exist or has a wrong value; the message names it."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """All settings of a run: what the detector is, what it sees, how it learns."""
+
+    model: Detr3dConfig = field(default_factory=Detr3dConfig)
+    data: NuScenesConfig = field(default_factory=NuScenesConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dicts and lists that YAML and JSON can hold, and that `load_config` takes back."""
+        return _plain(asdict(self))
+
+
+MODELS = {"detr3d": Detr3dConfig}
+DATA = {"nuscenes": NuScenesConfig}
+
+
+def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
+    """Read a YAML file (or take nested dicts), apply overrides, check every name and type.
+
+    Args:
+        source: the file, or its content.
+        overrides: dotted name -> value, such as {"model.num_queries": 300}; text is read as YAML.
+
+    Raises:
+        ConfigError: a file that is missing or no YAML, an unknown name (with the nearest valid ones), a wrong value.
+    """
+    origin = "the settings" if isinstance(source, Mapping) else str(source)
+    tree = _plain(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    for name, value in (overrides or {}).items():
+        _set(tree, name, yaml.safe_load(value) if isinstance(value, str) else value)
+    types = {
+        "model": _pick("model", MODELS, tree, "detr3d", origin),
+        "data": _pick("data", DATA, tree, "nuscenes", origin),
+        "train": TrainConfig,
+    }
+    _check_names(tree, types, origin)
+    parser = settings_parser(types)
+    try:
+        return Config(**vars(parser.instantiate(parser.parse_object(tree))))
+    except ConfigError:
+        raise
+    except Exception as error:  # jsonargparse reports a wrong value through several exception types
+        raise ConfigError(f"{origin}: {error}") from error
+
+
+def settings_parser(types: Mapping[str, type] | None = None):
+    """The jsonargparse parser that knows all settings, their types, defaults and meaning."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="settings", usage="--NAME VALUE ...", exit_on_error=False, add_help=False)
+    for name, kind in (types or {"model": Detr3dConfig, "data": NuScenesConfig, "train": TrainConfig}).items():
+        parser.add_argument(f"--{name}", type=kind, default=kind())
+    return parser
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: the configuration must be a mapping with 'model', 'data' and 'train'")
+    return tree
+
+
+def _set(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{name}: {parent!r} is a value, it has no settings of its own")
+    tree[leaf] = value
+
+
+def _pick(section: str, kinds: Mapping[str, type], tree: Mapping[str, Any], default: str, origin: str) -> type:
+    content = tree.get(section, {})
+    name = content.get("name", default) if isinstance(content, Mapping) else default
+    if name not in kinds:
+        raise ConfigError(f"{origin}: {section}.name: no {section} {name!r}{_nearest(str(name), kinds)}")
+    return kinds[name]
+
+
+def _check_names(tree: Any, kinds: Mapping[str, Any], origin: str, prefix: str = "") -> None:
+    for name, value in tree.items():
+        if name not in kinds:
+            nearest = _nearest(str(name), kinds, prefix)
+            raise ConfigError(f"{origin}: no setting {prefix + str(name)!r}{nearest}")
+        if is_dataclass(kinds[name]):
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{origin}: {prefix + name} must be a mapping of settings, got {value!r}")
+            hints = get_type_hints(kinds[name])
+            _check_names(value, {f.name: hints[f.name] for f in fields(kinds[name])}, origin, f"{prefix}{name}.")
+
+
+def _nearest(name: str, valid: Mapping[str, Any], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5) or sorted(valid)
+    return f"; nearest: {', '.join(prefix + other for other in close)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value

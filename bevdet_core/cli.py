@@ -1,0 +1,189 @@
+"""The command line: `bevdet VERB ...`. Each verb imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+EPILOG = "--model.NAME, --data.NAME and --train.NAME override the configuration; --help_settings lists them all"
+
+
+class UsageError(ValueError):
+    """A command line that cannot be carried out as it stands."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status: 0, 1 for an error in the input, 2 for a wrong command line."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="bevdet",
+        description="Camera perception: 2D detection and bird's-eye-view 3D detection.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="verbs:\n" + "\n".join(f"  {name:<11} {verb.__doc__}" for name, verb in VERBS.items()),
+    )
+    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do; bevdet VERB --help tells more")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments[:1])
+    try:
+        VERBS[chosen.verb](arguments[1:])
+    except UsageError as error:
+        print(f"bevdet {chosen.verb}: {error}", file=sys.stderr)
+        return 2
+    except (ValueError, OSError, ImportError) as error:
+        # What a user's input can cause; anything else is a defect of the library and keeps its traceback.
+        print(f"bevdet {chosen.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted" + ("; --resume goes on from the last checkpoint" if chosen.verb == "train" else ""))
+        return 130
+    return 0
+
+
+def train(argv: list[str]) -> None:
+    """Train a detector from a configuration"""
+    parser = _parser("train", train)
+    parser.add_argument("config", type=Path, help="YAML file, such as configs/nuscenes/detr3d_r50.yaml")
+    parser.add_argument("--run", type=Path, help="folder for all that the run leaves; default: runs/NAME-OF-CONFIG")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    options, overrides = _parse(parser, argv)
+    from . import engine, visualize
+    from .config import load_config
+
+    config = load_config(options.config, overrides)
+    run = options.run or Path("runs") / options.config.stem
+    metrics = engine.train(config, run, resume=options.resume)
+    visualize.training_curve(run / "log.jsonl", run / "curve.png")
+    metrics.print()
+    print(f"weights: {run / 'model.safetensors'}   metrics and curves: {run / 'evaluation'}   {run / 'curve.png'}")
+
+
+def evaluate(argv: list[str]) -> None:
+    """Score a trained detector with the official metric of its data set"""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
+    parser.add_argument("--out", type=Path, help="folder for metrics, curves and results; default: beside the weights")
+    options, overrides = _parse(parser, argv)
+    from .data import build_dataset
+    from .detector import Detector, weights_of
+    from .evaluation import evaluate as score
+
+    detector = Detector.load(options.checkpoint, overrides=overrides)
+    out = options.out or weights_of(options.checkpoint).parent / "evaluation"
+    settings = detector.config.train
+    dataset = build_dataset(detector.config.data, training=False)
+    metrics = score(detector, dataset, out, settings.batch_size, settings.workers)
+    metrics.print()
+    print(f"metrics, curves and results: {out}")
+
+
+def predict(argv: list[str]) -> None:
+    """Detect objects in rig frames (JSON) or images; pictures and results out"""
+    parser = _parser("predict", predict)
+    parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
+    parser.add_argument("inputs", nargs="+", help="frame files, images, folders or patterns such as 'frames/*.json'")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder; default: predictions")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept; default: 0.3")
+    parser.add_argument("--batch_size", type=int, default=1, help="inputs that go through the network at once")
+    options, overrides = _parse(parser, argv)
+    from .prediction import expand_inputs, predict_files
+
+    files = expand_inputs(options.inputs)
+    from .detector import Detector
+
+    detector = Detector.load(options.checkpoint, overrides=overrides)
+    predict_files(detector, files, options.out, options.threshold, options.batch_size)
+
+
+def visualize(argv: list[str]) -> None:
+    """Draw samples of a data set with their truth, and a detector's answer beside it"""
+    parser = _parser("visualize", visualize)
+    parser.add_argument("source", type=Path, help="configuration (truth alone), run folder or .safetensors file")
+    parser.add_argument("--samples", nargs="+", default=["0"], help="tokens or numbers within the split; default: 0")
+    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn; default: 0.3")
+    parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder; default: pictures")
+    options, overrides = _parse(parser, argv)
+    from .prediction import draw_samples
+
+    draw_samples(options.source, options.samples, options.out, options.threshold, overrides)
+
+
+def synthesize(argv: list[str]) -> None:
+    """Render a synthetic data set in the nuScenes or COCO format"""
+    parser = _parser("synthesize", synthesize, settings=False)
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="FORMAT", help="nuscenes or coco")
+    for name, unit, count in (("nuscenes", "scenes", 10), ("coco", "images", 200)):
+        kind = kinds.add_parser(name, help=f"{unit} in the {name} layout")
+        kind.add_argument("--out", type=Path, required=True, help="folder to write; must be empty or absent")
+        kind.add_argument(f"--{unit}", type=int, default=count, help=f"number of {unit}; default: {count}")
+        kind.add_argument("--seed", type=int, default=0, help="same seed, same bytes; default: 0")
+        if name == "nuscenes":
+            kind.add_argument("--frames", type=int, default=10, help="key frames of each scene; default: 10")
+        kind.add_argument("--image_size", type=_size, default=(800, 450), help="WIDTHxHEIGHT; default: 800x450")
+    options = parser.parse_args(argv)
+    from .data import synthetic
+
+    if options.kind == "nuscenes":
+        synthetic.synthesize_nuscenes(
+            options.out, options.scenes, options.seed, frames=options.frames, image_size=options.image_size
+        )
+    else:
+        synthetic.synthesize_coco(options.out, options.images, options.seed, image_size=options.image_size)
+    print(f"written: {options.out}")
+
+
+VERBS: dict[str, Callable[[list[str]], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "visualize": visualize,
+    "synthesize": synthesize,
+}
+
+
+class _HelpSettings(argparse.Action):
+    """Prints every setting with its type, default and meaning."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        from .config import settings_parser
+
+        print(settings_parser().format_help())
+        parser.exit()
+
+
+def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=f"bevdet {verb}", description=function.__doc__, epilog=EPILOG if settings else None, allow_abbrev=False
+    )
+    if settings:
+        parser.add_argument("--help_settings", nargs=0, action=_HelpSettings, help="list all settings and leave")
+    return parser
+
+
+def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The verb's own options, and the dotted overrides: `--a.b value` or `--a.b=value`."""
+    rest, overrides = [], {}
+    words = iter(argv)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and "." in name:
+            if not equals:
+                value = next(words, None)
+                if value is None:
+                    raise UsageError(f"{word} needs a value")
+            overrides[name] = value
+        else:
+            rest.append(word)
+    return parser.parse_args(rest), overrides
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 800x450, got {text!r}")
+    return int(width), int(height)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The detector as its users meet it: load, predict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from . import checkpoint
+from .checkpoint import Checkpoint, CheckpointError
+from .config import Config, load_config
+from .data import inference_transform
+from .data.rig import read_frame
+from .detections import Detections
+from .models import build_model
+from .structures import ImageBatch, Sample, collate
+
+Input = str | Path | Image.Image | np.ndarray | Sample
+
+
+class Detector:
+    """A model with its class names and the way its images are prepared.
+
+    Example:
+        >>> detector = Detector.load("runs/detr3d/model.safetensors")      # doctest: +SKIP
+        >>> detections = detector.predict("frame.json", threshold=0.3)     # doctest: +SKIP
+        >>> detections.draw().save("frame.png")                            # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module, config: Config, class_names: Sequence[str]) -> None:
+        self.model = model
+        self.config = config
+        self.class_names = tuple(class_names)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path,
+        device: str | torch.device | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Detector:
+        """A detector from a checkpoint, from a run folder, or untrained from a configuration file.
+
+        Args:
+            source: a `.safetensors` file, a folder that `bevdet train` wrote, or a `.yaml` file.
+            device: where it runs; default: the GPU if there is one.
+            overrides: dotted settings that replace those it was trained with, such as {"data.root": "/data"}.
+
+        Raises:
+            CheckpointError: a file that is missing, truncated, or belongs to another model.
+            ConfigError: the configuration is not valid.
+        """
+        source = Path(source)
+        if source.suffix in (".yaml", ".yml"):
+            config = load_config(source, overrides)
+            detector = cls(build_model(config.model, len(config.data.classes)), config, config.data.classes)
+        else:
+            path = weights_of(source)
+            saved = checkpoint.load(path)
+            config = load_config(saved.config, overrides)
+            model = build_model(config.model, len(saved.class_names), pretrained=False)
+            checkpoint.load_weights(model, saved.weights, str(path))
+            detector = cls(model, config, saved.class_names)
+        detector.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        return detector
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    def predict(self, inputs: Input | Sequence[Input], threshold: float = 0.0, batch_size: int = 1):
+        """Detect objects.
+
+        Args:
+            inputs: one input or a list. An image is a path, a PIL image, or an array [H, W, 3] uint8 RGB. A rig frame
+                is a `Sample` with cameras, or the path of a JSON file (see `data.rig`).
+            threshold: detections with a lower score are left out.
+            batch_size: inputs that go through the network at once.
+
+        Returns:
+            `Detections` of the input, or a list of them: boxes in pixels of the image as it came in, or in metres of
+            the lidar frame.
+
+        Raises:
+            ValueError: an input that cannot be read, or does not fit this detector; the message names it.
+        """
+        if isinstance(inputs, (str, Path, Image.Image, np.ndarray, Sample)):
+            return self.predict([inputs], threshold, batch_size)[0]
+        prepare = inference_transform(self.config.data)
+        results: list[Detections] = []
+        for start in range(0, len(inputs), batch_size):
+            samples = [self._read(item) for item in inputs[start : start + batch_size]]
+            batch, _ = collate_for(self.config, [prepare(sample) for sample in samples])
+            results += self.detect(batch, samples)
+        return [found.above(threshold) for found in results]
+
+    @torch.inference_mode()
+    def detect(self, batch: ImageBatch, samples: Iterable[Sample | None] | None = None) -> list[Detections]:
+        """Run the network on a prepared batch; `samples` are kept in the detections, to be drawn on."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            batch = batch.to(self.device)
+            decoded = self.model.decode(self.model(batch), batch)
+        finally:
+            self.model.train(was_training)
+        samples = samples if samples is not None else [None] * len(decoded)
+        return [
+            Detections(scores.cpu(), labels.cpu(), boxes.cpu(), self.class_names, sample)
+            for (scores, labels, boxes), sample in zip(decoded, samples, strict=True)
+        ]
+
+    def checkpoint(self) -> Checkpoint:
+        """The weights with all that `load` needs."""
+        return Checkpoint(self.model.state_dict(), self.config.to_dict(), self.class_names)
+
+    def _read(self, item: Input) -> Sample:
+        if isinstance(item, Sample):
+            sample = item
+        elif isinstance(item, (str, Path)) and Path(item).suffix == ".json":
+            sample = read_frame(item)
+        elif isinstance(item, (str, Path)):
+            from .data.images import read_image
+
+            sample = Sample([read_image(item)], token=str(item))
+        else:
+            sample = Sample([np.asarray(item.convert("RGB") if isinstance(item, Image.Image) else item)])
+        if sample.cameras is None:
+            raise ValueError(
+                f"input {sample.token!r} is a plain image; this 3D detector needs a rig frame: images with calibration"
+            )
+        return sample
+
+
+def collate_for(config: Config, samples: Sequence[Sample]):
+    """`structures.collate` with the pixel settings of a configuration."""
+    pixels = config.model.pixels
+    return collate(samples, pixels.mean, pixels.std, pixels.size_divisor, pixels.bgr)
+
+
+def weights_of(source: Path) -> Path:
+    """The weights that a path means: itself; of a run folder the final ones, or else the newest checkpoint."""
+    if not source.is_dir():
+        return source
+    if (source / "model.safetensors").is_file():
+        return source / "model.safetensors"
+    found = checkpoint.training_checkpoints(source / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{source}: no model.safetensors and no checkpoint in this folder")
+    return found[-1]

@@ -1,0 +1,111 @@
+"""What a training run tells: a progress bar on the terminal, `log.jsonl` and TensorBoard files in the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class RunLog:
+    """Writes the log of one run; a context manager. Every line of `log.jsonl` is one JSON object.
+
+    A resumed run continues the file; lines after the step it resumes from are dropped first, so that each step stands
+    in the log once.
+    """
+
+    def __init__(self, folder: Path, total_steps: int, start_step: int = 0, quiet: bool = False) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.console = Console(quiet=quiet)
+        path = folder / "log.jsonl"
+        _drop_after(path, start_step)
+        self._file = path.open("a", buffering=1)
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+        self._progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.1f} images/s"),
+            console=self.console,
+        )
+        self._task = self._progress.add_task(
+            "train", total=total_steps, completed=start_step, epoch="1", loss=float("nan"), rate=0.0
+        )
+        self._images, self._since = 0, time.perf_counter()
+
+    def __enter__(self) -> RunLog:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._file.close()
+
+    def advance(self, epoch: str, images: int) -> None:
+        """Count one step and the camera images that went into it."""
+        self._images += images
+        self._progress.update(self._task, advance=1, epoch=epoch)
+
+    def training(self, step: int, epoch: float, losses: Mapping[str, float], lr: float, grad_norm: float) -> None:
+        """One line about the steps since the last one; `losses` holds "total" and the terms."""
+        rate = self._images / max(time.perf_counter() - self._since, 1e-9)
+        self._images, self._since = 0, time.perf_counter()
+        self._progress.update(self._task, loss=losses["total"], rate=rate)
+        terms = {name: value for name, value in losses.items() if name != "total"}
+        self._write(
+            {
+                "step": step,
+                "epoch": round(epoch, 4),
+                "loss": losses["total"],
+                "lr": lr,
+                "grad_norm": grad_norm,
+                "images_per_second": round(rate, 2),
+                "losses": terms,
+            }
+        )
+        for name, value in {"loss": losses["total"], "lr": lr, "grad_norm": grad_norm, **terms}.items():
+            self._board.add_scalar(f"train/{name}", value, step)
+
+    def evaluation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
+        """One line about an evaluation."""
+        self._write({"step": step, "epoch": round(epoch, 4), "metrics": dict(metrics)})
+        for name, value in metrics.items():
+            self._board.add_scalar(f"val/{name}", value, step)
+        self._images, self._since = 0, time.perf_counter()
+
+    def say(self, message: str) -> None:
+        """A line for the reader, above the bar."""
+        self.console.print(message, highlight=False)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """All complete lines of a `log.jsonl`; a line cut short by a killed run is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+def _drop_after(path: Path, step: int) -> None:
+    if path.exists():
+        kept = [line for line in read_log(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
