@@ -6,40 +6,42 @@ A pose `a2b` is a 4x4 matrix that takes homogeneous points of frame a to frame b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 MIN_DEPTH = 1e-5  # metres; a point nearer than this, or behind the camera, has no image (DETR3D release)
 
 
-def pose(rotation: Sequence[float], translation: Sequence[float]) -> np.ndarray:
-    """The pose [4, 4] float64 with a rotation given as a quaternion (w, x, y, z) and a translation in metres.
+def pose(rotation: ArrayLike, translation: ArrayLike) -> np.ndarray:
+    """Poses [..., 4, 4] float64 of rotations [..., 4], quaternions (w, x, y, z), and translations [..., 3] in metres.
 
     Raises:
-        ValueError: the quaternion is zero or not finite.
+        ValueError: a quaternion is zero or not finite.
     """
-    out = np.eye(4)
-    out[:3, :3] = quaternion_to_matrix(rotation)
-    out[:3, 3] = translation
+    linear = quaternion_to_matrix(rotation)
+    out = np.zeros((*linear.shape[:-2], 4, 4))
+    out[..., :3, :3] = linear
+    out[..., :3, 3] = translation
+    out[..., 3, 3] = 1
     return out
 
 
-def quaternion_to_matrix(quaternion: Sequence[float]) -> np.ndarray:
-    """Rotation matrix [3, 3] float64 of a quaternion (w, x, y, z) of any length but zero."""
+def quaternion_to_matrix(quaternion: ArrayLike) -> np.ndarray:
+    """Rotation matrices [..., 3, 3] float64 of quaternions [..., 4] (w, x, y, z) of any length but zero."""
     q = np.asarray(quaternion, np.float64)
-    norm = np.linalg.norm(q)
-    if q.shape != (4,) or not np.isfinite(norm) or norm < 1e-9:
-        raise ValueError(f"a rotation must be a finite, non-zero quaternion (w, x, y, z), got {list(quaternion)}")
-    w, x, y, z = q / norm
-    return np.array(
+    norm = np.linalg.norm(q, axis=-1, keepdims=True)
+    if q.shape[-1:] != (4,) or not np.all(np.isfinite(norm) & (norm > 1e-9)):
+        raise ValueError(f"a rotation must be a finite, non-zero quaternion (w, x, y, z), got {q.tolist()}")
+    w, x, y, z = np.moveaxis(q / norm, -1, 0)
+    return np.stack(
         [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
+            np.stack([1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)], -1),
+            np.stack([2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)], -1),
+            np.stack([2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)], -1),
+        ],
+        -2,
     )
 
 
@@ -48,9 +50,10 @@ def yaw_of(rotation: np.ndarray) -> np.ndarray:
     return np.arctan2(rotation[..., 1, 0], rotation[..., 0, 0])
 
 
-def yaw_to_quaternion(yaw: float) -> np.ndarray:
-    """Quaternion (w, x, y, z) of a turn by `yaw` radians about z."""
-    return np.array([np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
+def yaw_to_quaternion(yaw: ArrayLike) -> np.ndarray:
+    """Quaternions [..., 4] (w, x, y, z) of turns by `yaw` [...] radians about z."""
+    half = np.asarray(yaw, np.float64) / 2
+    return np.stack([np.cos(half), np.zeros_like(half), np.zeros_like(half), np.sin(half)], -1)
 
 
 def rotation_about_z(angle: float) -> np.ndarray:

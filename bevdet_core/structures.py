@@ -173,7 +173,7 @@ def collate(
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
     for b, sample in enumerate(samples):
         for n, image in enumerate(sample.images):
-            pixels = torch.from_numpy(np.ascontiguousarray(image[..., ::-1] if bgr else image)).permute(2, 0, 1)
+            pixels = torch.from_numpy(np.array(image[..., ::-1] if bgr else image, order="C")).permute(2, 0, 1)
             images[b, n, :, : image.shape[0], : image.shape[1]] = (pixels - shift) / scale
     batch = ImageBatch(
         images,

@@ -1,0 +1,193 @@
+"""Samples in batches, from several processes, in an order and with an augmentation that depend on the seed alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ..config import PixelConfig
+from ..structures import ImageBatch, Sample, Targets, collate
+from .images import SampleError
+from .transforms import Transform
+
+MAX_BROKEN_IN_A_ROW = 100
+
+Draw = tuple[int, int, int]  # epoch, place in the epoch, index into the data set
+
+
+class SampleDataset(Protocol):
+    """What the loader needs of a data set."""
+
+    transform: Transform  # applied to each sample, with a generator of its own
+    on_error: Literal["raise", "skip"]  # what happens at a sample that cannot be used
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample:
+        """A sample as it lies on disk; raises `SampleError` where it cannot be used."""
+        ...
+
+
+class SampleLoader(DataLoader):
+    """A torch DataLoader of (ImageBatch, list of Targets, or None where the data has none).
+
+    `len(loader)` is the number of batches in a whole epoch. Each pass goes over the epoch set by `start`; made by
+    `build_loader`.
+
+    Attributes:
+        skipped: what was wrong with the broken samples that this pass has skipped so far, by index.
+    """
+
+    def __init__(self, order: EpochOrder, on_error: Literal["raise", "skip"], **options) -> None:
+        super().__init__(sampler=order, **options)
+        self._order = order
+        self._on_error = on_error
+        self.skipped: dict[int, str] = {}
+
+    def start(self, epoch: int, first_batch: int = 0) -> None:
+        """Set the epoch of the next pass, and the batch to begin with (to go on where an earlier run stopped)."""
+        self._order.epoch = epoch
+        self._order.first_batch = first_batch
+
+    def __iter__(self) -> Iterator[tuple[ImageBatch, list[Targets] | None]]:  # type: ignore[override]
+        self.skipped = {}
+        for batch, broken in super().__iter__():
+            if broken and self._on_error == "raise":
+                raise SampleError(next(iter(broken.values())))
+            self.skipped.update(broken)
+            if batch is not None:
+                yield batch
+
+    def report(self) -> list[str]:
+        """Lines that say how many samples were skipped in the last pass, and which; none if there were none."""
+        if not self.skipped:
+            return []
+        return [f"skipped {len(self.skipped)} broken samples:", *(f"  {text}" for text in self.skipped.values())]
+
+
+def build_loader(
+    dataset: SampleDataset,
+    pixels: PixelConfig,
+    batch_size: int,
+    workers: int = 0,
+    seed: int = 0,
+    training: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+) -> SampleLoader:
+    """Load a data set in batches.
+
+    In training the order is drawn anew in each epoch, batches are always full, and a broken sample that is skipped
+    makes room for the next one that is not. Otherwise samples come in their order, once, and a batch may come short.
+    A broken sample raises `SampleError`, or is skipped and counted, as the data set's `on_error` says.
+    Order and augmentation depend on the seed, the epoch and the place in the epoch: not on the number of workers, nor
+    on where the epoch was taken up.
+
+    Args:
+        dataset: gives samples and their transform.
+        pixels: normalisation and padding.
+        batch_size: samples per batch and process.
+        workers: processes that load; 0 loads in this one.
+        seed: of the order and the augmentation.
+        training: see above.
+        rank: number of this process among those that train together; each gets its own samples.
+        world_size: how many there are.
+    """
+    order = EpochOrder(len(dataset), batch_size, seed, training, rank, world_size)
+    return SampleLoader(
+        order,
+        dataset.on_error,
+        dataset=_Draws(dataset, seed, substitute=training and dataset.on_error == "skip"),
+        batch_size=batch_size,
+        num_workers=workers,
+        collate_fn=_Batch(pixels),
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # keeps torch from drawing on the generator of the training
+    )
+
+
+class EpochOrder(Sampler[Draw]):
+    """The order in which one process sees the samples of an epoch."""
+
+    def __init__(
+        self, samples: int, batch_size: int, seed: int, training: bool, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if samples < 1:
+            raise ValueError("the data set has no samples")
+        self.samples = samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self.training = training
+        self.rank = rank
+        self.world_size = world_size
+        self.epoch = 0
+        self.first_batch = 0
+
+    def _places(self) -> int:
+        """Samples that this process sees in a whole epoch."""
+        if self.training:
+            return max(self.samples // (self.batch_size * self.world_size), 1) * self.batch_size
+        return len(range(self.rank, self.samples, self.world_size))
+
+    def __len__(self) -> int:
+        # What torch divides by the batch size to tell the length of a loader: a whole epoch, wherever it is taken up.
+        return self._places()
+
+    def __iter__(self) -> Iterator[Draw]:
+        order = np.arange(self.samples)
+        if self.training:
+            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.samples)
+        for i in range(self.first_batch * self.batch_size, self._places()):
+            place = i * self.world_size + self.rank
+            yield self.epoch, place, int(order[place % self.samples])
+
+
+@dataclass
+class _Broken:
+    index: int
+    problem: str
+
+
+class _Draws(Dataset):
+    """Transformed samples by (epoch, place, index), in the worker; broken ones as `_Broken`."""
+
+    def __init__(self, dataset: SampleDataset, seed: int, substitute: bool) -> None:
+        self.dataset = dataset
+        self.seed = seed
+        self.substitute = substitute
+
+    def __getitem__(self, draw: Draw) -> tuple[Sample | None, list[_Broken]]:
+        epoch, place, index = draw
+        broken: list[_Broken] = []
+        while True:
+            try:
+                sample = self.dataset[index]
+            except SampleError as error:
+                broken.append(_Broken(index, str(error)))
+                if not self.substitute:
+                    return None, broken
+                if len(broken) == min(MAX_BROKEN_IN_A_ROW, len(self.dataset)):
+                    raise SampleError(f"{len(broken)} broken samples in a row, the last: {error}") from error
+                index = (index + 1) % len(self.dataset)
+            else:
+                return self.dataset.transform(sample, np.random.default_rng([self.seed, epoch, place])), broken
+
+
+class _Batch:
+    """Collates what `_Draws` gives: ((ImageBatch, targets) or None, {index: problem})."""
+
+    def __init__(self, pixels: PixelConfig) -> None:
+        self.pixels = pixels
+
+    def __call__(self, items: list[tuple[Sample | None, list[_Broken]]]):
+        samples = [sample for sample, _ in items if sample is not None]
+        problems = {broken.index: broken.problem for _, found in items for broken in found}
+        if not samples:
+            return None, problems
+        pixels = self.pixels
+        return collate(samples, pixels.mean, pixels.std, pixels.size_divisor, pixels.bgr), problems

@@ -1,0 +1,135 @@
+"""nuScenes as a data set of rig frames."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from ..config import NuScenesConfig
+from ..structures import Sample, Targets
+from .images import SampleError, read_image
+from .nuscenes_index import open_index
+from .rig_transforms import rig_transform
+
+
+class NuScenesDataset(Dataset[Sample]):
+    """The key frames of a split: images and calibration as they lie on disk, objects in the lidar frame.
+
+    Objects of a class that is not asked for, and objects that no lidar or radar point hits, are left out, as in
+    training and evaluation of the published systems. Frames without objects stay.
+
+    Args:
+        config: what to read.
+        split: a split by name, or scene names or sample tokens separated by commas.
+        training: augment in `transform`, and resample the frames if `config.cbgs`.
+
+    Attributes:
+        index: the tables.
+        class_names: the classes, in the order of the labels.
+        transform: prepares a sample for the network; `loader.build_loader` calls it.
+        on_error: `config.on_error`.
+        tokens: of all samples of the split, in order, without resampling.
+
+    Raises:
+        FileNotFoundError: the root has no such version.
+        ValueError: an unknown split, class or camera; the message has the nearest that exist.
+        SampleError: the tables have broken records and `config.on_error` is "raise".
+    """
+
+    def __init__(self, config: NuScenesConfig, split: str, training: bool = False) -> None:
+        self.config = config
+        self.on_error = config.on_error
+        self.root = Path(config.root)
+        self.index = open_index(config.root, config.version, config.index_dir)
+        if self.index.faults and config.on_error == "raise":
+            raise SampleError(_describe_faults(self.root / config.version, self.index.faults))
+        self.class_names = tuple(config.classes)
+        self._label_of = _labels(self.class_names, self.index.detection_names)
+        for channel in config.cameras:
+            self.index.camera_column(channel)
+        self.rows = self.index.select(split)
+        self.tokens = tuple(self.index.token(row) for row in self.rows)
+        if training and config.cbgs:
+            self.rows = self._balanced_rows()
+        self.transform = rig_transform(config, training)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> Sample:
+        """The sample as it lies on disk.
+
+        Raises:
+            SampleError: an image is missing or damaged, or a record of the sample is.
+        """
+        row = int(self.rows[position])
+        index, token = self.index, self.index.token(row)
+        if not np.isfinite(index.lidar2global[row]).all():
+            raise SampleError(f"sample {token!r} has no complete lidar key frame in table sample_data")
+        files = [index.camera_file(row, channel) for channel in self.config.cameras]
+        try:
+            images = [read_image(self.root / file) for file in files]
+        except SampleError as error:
+            raise SampleError(f"sample {token!r}: {error}") from error
+        return Sample(
+            images,
+            [index.camera(row, channel) for channel in self.config.cameras],
+            self.targets(position) if index.annotated else None,
+            token,
+            index.lidar2global[row].copy(),
+            1e-6 * float(index.timestamp[row]),
+            index.scene(row),
+        )
+
+    def targets(self, position: int) -> Targets:
+        """The objects of a sample, without its images."""
+        row = int(self.rows[position])
+        kept, labels = self._objects(row)
+        return Targets(torch.from_numpy(labels[kept]), self.index.boxes(row)[torch.from_numpy(kept)])
+
+    def _objects(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Which annotations of a sample are objects to detect [n] bool, and the labels [n] int64 of all."""
+        found = self.index.box_rows(row)
+        labels = self._label_of[self.index.box_category[found]]
+        hit = self.index.box_lidar_points[found] + self.index.box_radar_points[found] > 0
+        return hit & (labels >= 0), labels
+
+    def _balanced_rows(self) -> np.ndarray:
+        """Class-balanced grouping and sampling: frames of every class are drawn with the same share.
+
+        A class whose frames make up the fraction f of all (frame, class) pairs has them repeated 1 / (C f) times.
+        The draw is the same in every process and run.
+        """
+        frames: list[list[int]] = [[] for _ in self.class_names]
+        for row in self.rows:
+            kept, labels = self._objects(int(row))
+            for label in np.unique(labels[kept]):
+                frames[label].append(row)
+        pairs = sum(map(len, frames))
+        if not pairs:
+            raise ValueError("class-balanced resampling (data.cbgs) needs objects; this split has none")
+        rng = np.random.default_rng(0)
+        share = pairs / len(frames)
+        return np.concatenate([rng.choice(rows, int(share)) for rows in frames if rows]).astype(np.int64)
+
+
+def _labels(class_names: Sequence[str], detection_names: Sequence[str | None]) -> np.ndarray:
+    """Label of every category, -1 for those that are not asked for."""
+    from ..config import NUSCENES_CLASSES
+
+    for name in class_names:
+        if name not in NUSCENES_CLASSES:
+            nearest = difflib.get_close_matches(name, NUSCENES_CLASSES, n=3, cutoff=0.4) or NUSCENES_CLASSES
+            raise ValueError(f"data.classes: {name!r} is no nuScenes detection class; nearest: {', '.join(nearest)}")
+    return np.array([class_names.index(n) if n in class_names else -1 for n in detection_names], np.int64)
+
+
+def _describe_faults(folder: Path, faults: Sequence) -> str:
+    shown = "\n  ".join(map(str, faults[:5]))
+    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+    return f"{folder} has {len(faults)} broken records (data.on_error: skip leaves them out):\n  {shown}{more}"

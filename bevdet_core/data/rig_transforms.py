@@ -1,0 +1,175 @@
+"""Transforms of rig frames: what moves an image moves its intrinsics, what moves the scene its boxes and poses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import boxes3d
+from ..config import NuScenesConfig
+from ..geometry import rotation_about_z
+from ..structures import Camera, Sample
+from .transforms import MEAN_COLOUR, Compose, GridMask, PhotometricDistortion, Transform
+
+
+def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
+    """How the frames of a data set are prepared for the network: augmented in training, resized alone otherwise."""
+    resize: list[Transform] = [] if config.input_size is None else [ResizeTo(config.input_size)]
+    if not training:
+        return Compose(resize)
+    augment = config.augment
+    if augment.resize != (1.0, 1.0) or augment.flip or augment.crop:
+        resize = [RandomResizeCropFlip(config.input_size, augment.resize, augment.crop, augment.flip)]
+    steps = [*resize]
+    if augment.photometric:
+        steps.append(PhotometricDistortion(augment.photometric))
+    if augment.grid_mask:
+        steps.append(GridMask(augment.grid_mask))
+    if augment.rotation or augment.scale != (1.0, 1.0):
+        steps.append(TurnAndScaleScene(augment.rotation, augment.scale))
+    return Compose(steps)
+
+
+class ResizeTo:
+    """Resize every image to a width, keep its aspect ratio, and cut off at the top what is higher than the height.
+
+    An image that comes out lower stays lower; batching pads it.
+
+    Args:
+        size: (height, width) in pixels.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        images, cameras = [], []
+        for n, image in enumerate(sample.images):
+            width = self.size[1]
+            height = round(image.shape[0] * width / image.shape[1])
+            window = (0, max(height - self.size[0], 0), width, min(height, self.size[0]))
+            images.append(_resample(image, (height, width), window))
+            if sample.cameras is not None:
+                cameras.append(_moved(sample.cameras[n], _resize_matrix(image, (height, width), window)))
+        return sample.replace(images=images, cameras=cameras if sample.cameras is not None else None)
+
+
+class RandomResizeCropFlip:
+    """Resize every image by its own random factor, crop it to one size, mirror it or not.
+
+    A window that reaches beyond a small image shows the mean colour there.
+
+    Args:
+        size: (height, width) of the outcome; a factor of 1 resizes to this width. None: that of each image.
+        factor: range of the factor.
+        crop: the window lies at a random place (True), or centred along x and at the bottom (False).
+        flip: probability of mirroring left to right.
+    """
+
+    def __init__(self, size: tuple[int, int] | None, factor: tuple[float, float], crop: bool, flip: float) -> None:
+        self.size = size
+        self.factor = factor
+        self.crop = crop
+        self.flip = flip
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        images, cameras = [], []
+        for n, image in enumerate(sample.images):
+            size = self.size or image.shape[:2]
+            scale = rng.uniform(*self.factor) * size[1] / image.shape[1]
+            scaled = (round(image.shape[0] * scale), round(image.shape[1] * scale))
+            spare = scaled[0] - size[0], scaled[1] - size[1]
+            place = rng.uniform(size=2)  # drawn in any case: an image's draws do not depend on the sizes before it
+            if self.crop:
+                top, left = (round(p * s) for p, s in zip(place, spare, strict=True))
+            else:
+                top, left = spare[0], round(spare[1] / 2)
+            window = (left, top, size[1], size[0])
+            out = _resample(image, scaled, window)
+            matrix = _resize_matrix(image, scaled, window)
+            if rng.random() < self.flip:
+                out = np.ascontiguousarray(out[:, ::-1])
+                matrix = np.array([[-1.0, 0, size[1]], [0, 1, 0], [0, 0, 1]]) @ matrix
+            images.append(out)
+            if sample.cameras is not None:
+                cameras.append(_moved(sample.cameras[n], matrix))
+        return sample.replace(images=images, cameras=cameras if sample.cameras is not None else None)
+
+
+class TurnAndScaleScene:
+    """Turn the lidar frame about z and scale it, with all boxes and poses, so that images and projections stay true.
+
+    Args:
+        rotation: up to this many radians either way.
+        scale: range of the factor.
+    """
+
+    def __init__(self, rotation: float, scale: tuple[float, float] = (1.0, 1.0)) -> None:
+        self.rotation = rotation
+        self.scale = scale
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        old2new = np.eye(4)
+        old2new[:3, :3] = rotation_about_z(rng.uniform(-self.rotation, self.rotation)) * rng.uniform(*self.scale)
+        cameras, targets, lidar2global = sample.cameras, sample.targets, sample.lidar2global
+        if cameras is not None:
+            cameras = [replace(camera, camera2lidar=old2new @ camera.camera2lidar) for camera in cameras]
+        if targets is not None:
+            targets = replace(targets, boxes=boxes3d.transform(targets.boxes, old2new))
+        if lidar2global is not None:
+            lidar2global = lidar2global @ np.linalg.inv(old2new)
+        return sample.replace(cameras=cameras, targets=targets, lidar2global=lidar2global)
+
+
+class KeepInRange:
+    """Leave out the objects whose centre lies outside an area of the lidar frame.
+
+    Args:
+        area: (x0, y0, z0, x1, y1, z1) in metres; only x and y count, as in the DETR3D release.
+    """
+
+    def __init__(self, area: Sequence[float]) -> None:
+        self.low = torch.tensor([area[0], area[1]])
+        self.high = torch.tensor([area[3], area[4]])
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        if sample.targets is None:
+            return sample
+        centre = sample.targets.boxes[:, :2]
+        return sample.replace(targets=sample.targets[((centre > self.low) & (centre < self.high)).all(1)])
+
+
+def _resample(
+    image: np.ndarray,
+    scaled: tuple[int, int],  # (height, width) of the whole image after resizing
+    window: tuple[int, int, int, int],  # (left, top, width, height) of the part to compute, in the resized image
+) -> np.ndarray:
+    left, top, width, height = window
+    if scaled == image.shape[:2] and window == (0, 0, scaled[1], scaled[0]):
+        return image
+    # The part of the window that shows the image, in the resized image.
+    x0, y0, x1, y1 = max(left, 0), max(top, 0), min(left + width, scaled[1]), min(top + height, scaled[0])
+    scale_y, scale_x = image.shape[0] / scaled[0], image.shape[1] / scaled[1]
+    source = (x0 * scale_x, y0 * scale_y, min(x1 * scale_x, image.shape[1]), min(y1 * scale_y, image.shape[0]))
+    part = Image.fromarray(image).resize((x1 - x0, y1 - y0), Image.Resampling.BILINEAR, box=source)
+    if (x1 - x0, y1 - y0) == (width, height):
+        return np.asarray(part)
+    out = np.empty((height, width, 3), np.uint8)
+    out[:] = MEAN_COLOUR
+    out[y0 - top : y1 - top, x0 - left : x1 - left] = part
+    return out
+
+
+def _resize_matrix(image: np.ndarray, scaled: tuple[int, int], window: tuple[int, int, int, int]) -> np.ndarray:
+    """Takes (u, v, 1) of the image to the window of the resized image; [3, 3]."""
+    return np.array(
+        [[scaled[1] / image.shape[1], 0, -window[0]], [0, scaled[0] / image.shape[0], -window[1]], [0, 0, 1.0]]
+    )
+
+
+def _moved(camera: Camera, matrix: np.ndarray) -> Camera:
+    return replace(camera, intrinsic=matrix @ camera.intrinsic)
