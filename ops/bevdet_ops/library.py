@@ -1,7 +1,8 @@
 """Registration with torch: schemas, fake kernels, autograd, autocast, vmap, and the choice of the back end by device.
 
-Every back end (`reference`, `cpu`, `cuda`) is a module with the same five functions, so nothing here knows which one
-it calls. The public functions have checked shapes, devices and dtypes before; back ends check nothing again.
+The back ends `cpu` and `cuda` are modules with the same five functions, so nothing here knows which one it calls.
+`reference` has the same forward functions and leaves the backward to autograd. The public functions have checked
+shapes, devices and dtypes before; back ends check nothing again.
 
     unavailable() -> str | None
         None where the back end can run, otherwise one sentence saying why not and what to install. Cheap.
@@ -45,13 +46,17 @@ it calls. The public functions have checked shapes, devices and dtypes before; b
         offset and mask are float32 (float64 where input is float64). Same border rule as above.
 """
 
+import contextlib
 import functools
 import importlib
 import warnings
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from bevdet_ops import reference
 
 LIBRARY = torch.library.Library("bevdet_ops", "DEF")
 
@@ -80,14 +85,230 @@ LIBRARY.define(
     tags=(torch.Tag.pt2_compliant_tag,),
 )
 
+_reference_forced = False
+
+
+@contextlib.contextmanager
+def use_reference() -> Iterator[None]:
+    """Inside this context the public functions run in plain PyTorch, as ONNX export and comparisons need."""
+    global _reference_forced
+    before, _reference_forced = _reference_forced, True
+    try:
+        yield
+    finally:
+        _reference_forced = before
+
 
 @functools.cache
 def backend(device_type: str) -> ModuleType:
-    """The module that serves tensors on `device_type`; the reference, with one warning, where that one cannot run."""
-    if device_type in ("cpu", "cuda"):
+    """The module that serves tensors on `device_type`: the reference, with one warning, where its own cannot run."""
+    if device_type == "cuda":
         module = importlib.import_module(f"bevdet_ops.{device_type}")
         reason = module.unavailable()
         if reason is None:
             return module
-        warnings.warn(f"bevdet_ops falls back to its slow reference on {device_type}: {reason}", stacklevel=2)
-    return importlib.import_module("bevdet_ops.reference")
+        warnings.warn(f"bevdet_ops uses its slow reference on {device_type}: {reason}", RuntimeWarning, stacklevel=2)
+    return reference
+
+
+@torch.compiler.assume_constant_result
+def _plain_pytorch(device_type: str) -> bool:
+    return _reference_forced or (device_type != "meta" and backend(device_type) is reference)
+
+
+def multi_camera_deformable_attention(
+    value: Tensor,
+    spatial_shapes: list[int],
+    reference_points: Tensor,
+    sampling_offsets: Tensor | None,
+    attention_weights: Tensor,
+    visible: Tensor | None,
+    weight_activation: str,
+    reduction: str,
+    deterministic: bool,
+) -> Tensor:
+    """The operator for checked arguments: the registered one, or plain PyTorch where no back end runs."""
+    if _plain_pytorch(value.device.type):
+        return reference.forward(
+            value,
+            spatial_shapes,
+            reference_points,
+            sampling_offsets,
+            attention_weights,
+            visible,
+            weight_activation,
+            reduction,
+        )
+    return torch.ops.bevdet_ops.multi_camera_deformable_attention(
+        value,
+        spatial_shapes,
+        reference_points,
+        sampling_offsets,
+        attention_weights,
+        visible,
+        weight_activation,
+        reduction,
+        deterministic,
+    )
+
+
+def deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    deterministic: bool,
+) -> Tensor:
+    """Deformable convolution for checked arguments: the registered one, or plain PyTorch where no back end runs."""
+    if _plain_pytorch(input.device.type):
+        return reference.deform_conv2d_forward(input, offset, mask, weight, stride, padding, dilation)
+    return torch.ops.bevdet_ops.deform_conv2d(input, offset, mask, weight, stride, padding, dilation, deterministic)
+
+
+# Kernels. The dispatcher reaches them with real tensors of one device.
+
+
+def _attention_kernel(value, *arguments):
+    *inputs, _deterministic = arguments
+    return backend(value.device.type).forward(value, *inputs)
+
+
+def _attention_backward_kernel(grad_output, value, *arguments):
+    grads = backend(value.device.type).backward(grad_output, value, *arguments)
+    return tuple(value.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _deform_conv2d_kernel(input, *arguments):
+    *inputs, _deterministic = arguments
+    return backend(input.device.type).deform_conv2d_forward(input, *inputs)
+
+
+def _deform_conv2d_backward_kernel(grad_output, input, *arguments):
+    grads = backend(input.device.type).deform_conv2d_backward(grad_output, input, *arguments)
+    return tuple(input.new_empty(0) if grad is None else grad for grad in grads)
+
+
+for _key in ("CPU", "CUDA"):
+    LIBRARY.impl("multi_camera_deformable_attention", _attention_kernel, _key)
+    LIBRARY.impl("multi_camera_deformable_attention_backward", _attention_backward_kernel, _key)
+    LIBRARY.impl("deform_conv2d", _deform_conv2d_kernel, _key)
+    LIBRARY.impl("deform_conv2d_backward", _deform_conv2d_backward_kernel, _key)
+
+
+# Fake kernels: shapes and dtypes, for torch.compile, torch.export and meta tensors.
+
+
+@torch.library.register_fake("bevdet_ops::multi_camera_deformable_attention", lib=LIBRARY)
+def _attention_fake(value, spatial_shapes, reference_points, *_):
+    B, _, _, M, D = value.shape
+    return value.new_empty(B, reference_points.shape[2], M * D)
+
+
+@torch.library.register_fake("bevdet_ops::multi_camera_deformable_attention_backward", lib=LIBRARY)
+def _attention_backward_fake(
+    grad_output, value, spatial_shapes, reference_points, sampling_offsets, attention_weights, *arguments
+):
+    inputs = (value, reference_points, sampling_offsets, attention_weights)
+    return _fake_grads(inputs, arguments[-1])
+
+
+@torch.library.register_fake("bevdet_ops::deform_conv2d", lib=LIBRARY)
+def _deform_conv2d_fake(input, offset, mask, weight, *_):
+    return input.new_empty(input.shape[0], weight.shape[0], *offset.shape[-2:])
+
+
+@torch.library.register_fake("bevdet_ops::deform_conv2d_backward", lib=LIBRARY)
+def _deform_conv2d_backward_fake(grad_output, input, offset, mask, weight, *arguments):
+    return _fake_grads((input, offset, mask, weight), arguments[-1])
+
+
+def _fake_grads(inputs, needs_grad):
+    return tuple(
+        tensor.new_empty(tensor.shape) if needed else inputs[0].new_empty(0)
+        for tensor, needed in zip(inputs, needs_grad, strict=True)
+    )
+
+
+# Autograd.
+
+
+def _attention_setup(ctx, inputs, output):
+    value, ctx.spatial_shapes, reference_points, sampling_offsets, attention_weights, visible, *ctx.options = inputs
+    ctx.save_for_backward(value, reference_points, sampling_offsets, attention_weights, visible)
+
+
+def _attention_autograd(ctx, grad_output):
+    value, reference_points, sampling_offsets, attention_weights, visible = ctx.saved_tensors
+    needs_value, _, *needs_others = ctx.needs_input_grad[:5]
+    needs_grad = [needs_value, *needs_others]
+    grads = torch.ops.bevdet_ops.multi_camera_deformable_attention_backward(
+        grad_output,
+        value,
+        ctx.spatial_shapes,
+        reference_points,
+        sampling_offsets,
+        attention_weights,
+        visible,
+        *ctx.options,
+        needs_grad,
+    )
+    value_grad, *others = (grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True))
+    return value_grad, None, *others, None, None, None, None
+
+
+def _deform_conv2d_setup(ctx, inputs, output):
+    *tensors, ctx.stride, ctx.padding, ctx.dilation, ctx.deterministic = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _deform_conv2d_autograd(ctx, grad_output):
+    needs_grad = list(ctx.needs_input_grad[:4])
+    grads = torch.ops.bevdet_ops.deform_conv2d_backward(
+        grad_output, *ctx.saved_tensors, ctx.stride, ctx.padding, ctx.dilation, ctx.deterministic, needs_grad
+    )
+    return *(grad if needed else None for grad, needed in zip(grads, needs_grad, strict=True)), None, None, None, None
+
+
+def _no_double_backward(ctx, *grads):
+    raise RuntimeError(
+        "bevdet_ops has no second derivatives; run inside bevdet_ops.use_reference() to differentiate plain PyTorch"
+    )
+
+
+torch.library.register_autograd(
+    "bevdet_ops::multi_camera_deformable_attention", _attention_autograd, setup_context=_attention_setup, lib=LIBRARY
+)
+torch.library.register_autograd(
+    "bevdet_ops::deform_conv2d", _deform_conv2d_autograd, setup_context=_deform_conv2d_setup, lib=LIBRARY
+)
+for _name in ("multi_camera_deformable_attention_backward", "deform_conv2d_backward"):
+    torch.library.register_autograd(f"bevdet_ops::{_name}", _no_double_backward, lib=LIBRARY)
+
+
+# Autocast: values and kernels go to autocast's dtype, as in a convolution; coordinates and weights stay as they are.
+
+
+def _autocast_attention(value, *arguments):
+    device_type = value.device.type
+    with torch.autocast(device_type, enabled=False):
+        value = _autocast(value, device_type)
+        return torch.ops.bevdet_ops.multi_camera_deformable_attention(value, *arguments)
+
+
+def _autocast_deform_conv2d(input, offset, mask, weight, *arguments):
+    device_type = input.device.type
+    with torch.autocast(device_type, enabled=False):
+        input, weight = _autocast(input, device_type), _autocast(weight, device_type)
+        return torch.ops.bevdet_ops.deform_conv2d(input, offset, mask, weight, *arguments)
+
+
+def _autocast(tensor, device_type):
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device_type))
+
+
+for _key in ("AutocastCPU", "AutocastCUDA"):
+    LIBRARY.impl("multi_camera_deformable_attention", _autocast_attention, _key)
+    LIBRARY.impl("deform_conv2d", _autocast_deform_conv2d, _key)
