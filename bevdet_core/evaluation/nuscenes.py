@@ -206,7 +206,7 @@ def convention_warning(classes: Mapping[str, Mapping[str, float]]) -> str | None
     scale, heading = (float(np.mean([values[name] for values in found])) for name in ("ASE", "AOE"))
     if scale > 0.6 and heading > 1.0:
         return (
-            f"vehicles are found, but their scale error of {scale:.2f} and heading error of {heading:.2f} rad look like "
+            f"vehicles are found, but scale errors of {scale:.2f} and heading errors of {heading:.2f} rad look like "
             "mixed box conventions, (l, w, h) for (w, l, h) and yaw for -yaw - pi / 2: see boxes3d.from_convention"
         )
     return None
