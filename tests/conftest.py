@@ -58,7 +58,7 @@ def real_config(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> NuSce
 
 @pytest.fixture
 def edit_table() -> Callable[[Path, str, Callable[[list[dict[str, Any]]], None]], None]:
-    """A function that changes a table of a data set in place, given its root, the table and what to do to the records."""
+    """A function that changes a table of a data set in place: (root, table, what to do to the records)."""
 
     def edit(root: Path, name: str, change: Callable[[list[dict[str, Any]]], None]) -> None:
         path = next(root.glob("v1.0-*")) / f"{name}.json"

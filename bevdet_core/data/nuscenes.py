@@ -132,4 +132,5 @@ def _labels(class_names: Sequence[str], detection_names: Sequence[str | None]) -
 def _describe_faults(folder: Path, faults: Sequence) -> str:
     shown = "\n  ".join(map(str, faults[:5]))
     more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-    return f"{folder} has {len(faults)} broken records (data.on_error: skip leaves them out):\n  {shown}{more}"
+    plural = "s" if len(faults) > 1 else ""
+    return f"{folder} has {len(faults)} broken record{plural} (data.on_error: skip leaves them out):\n  {shown}{more}"

@@ -1,0 +1,176 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bevdet_core.config import NuScenesConfig, PixelConfig, RigAugmentConfig
+from bevdet_core.data.images import SampleError
+from bevdet_core.data.loader import SampleLoader, build_loader
+from bevdet_core.data.nuscenes import NuScenesDataset
+from bevdet_core.structures import Sample, Targets
+
+PIXELS = PixelConfig(mean=(0, 0, 0), std=(1, 1, 1), size_divisor=4)
+
+
+class Numbers:
+    """Ten tiny images that show their index; some may be broken."""
+
+    def __init__(self, count: int = 10, broken: tuple[int, ...] = (), on_error: str = "raise") -> None:
+        self.count = count
+        self.broken = broken
+        self.on_error = on_error
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if index in self.broken:
+            raise SampleError(f"image {index}.jpg is broken")
+        image = np.full((4, 4, 3), index, np.uint8)
+        return Sample([image], targets=Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4)), token=str(index))
+
+    @staticmethod
+    def transform(sample: Sample, rng: np.random.Generator) -> Sample:
+        image = sample.images[0].copy()
+        image[..., 1] = rng.integers(256)
+        return sample.replace(images=[image])
+
+
+def passing(loader: SampleLoader, epoch: int = 0, first_batch: int = 0) -> list[list[tuple[int, int]]]:
+    """(index, augmentation) of each sample in each batch of a pass."""
+    loader.start(epoch, first_batch)
+    return [[(int(i[0, 0, 0, 0]), int(i[0, 1, 0, 0])) for i in batch.images] for batch, _ in loader]
+
+
+def indices(batches: list[list[tuple[int, int]]]) -> list[int]:
+    return [index for batch in batches for index, _ in batch]
+
+
+def test_evaluation_sees_every_sample_once_in_order() -> None:
+    loader = build_loader(Numbers(), PIXELS, batch_size=4)
+    batches = passing(loader)
+    assert len(loader) == len(batches) == 3
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert indices(batches) == list(range(10))
+
+
+def test_training_draws_a_new_order_in_each_epoch() -> None:
+    loader = build_loader(Numbers(), PIXELS, batch_size=4, seed=3, training=True)
+    first, second = passing(loader, 0), passing(loader, 1)
+    assert len(loader) == len(first) == 2
+    assert len(set(indices(first))) == len(set(indices(second))) == 8
+    assert indices(first) != indices(second)
+    assert passing(loader, 0) == first
+    other = build_loader(Numbers(), PIXELS, batch_size=4, seed=4, training=True)
+    assert passing(other, 0) != first
+
+
+def test_order_and_augmentation_do_not_depend_on_the_workers_nor_on_resuming() -> None:
+    alone = build_loader(Numbers(), PIXELS, batch_size=2, seed=1, training=True)
+    many = build_loader(Numbers(), PIXELS, batch_size=2, workers=2, seed=1, training=True)
+    for epoch in range(2):
+        expected = passing(alone, epoch)
+        assert passing(many, epoch) == expected
+        assert passing(many, epoch, first_batch=3) == expected[3:]
+        assert passing(alone, epoch, first_batch=1) == expected[1:]
+    assert len(many) == 5
+
+
+def test_loading_leaves_the_generator_of_the_training_alone() -> None:
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    passing(build_loader(Numbers(), PIXELS, batch_size=2, training=True))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_set_smaller_than_a_batch_fills_it() -> None:
+    loader = build_loader(Numbers(3), PIXELS, batch_size=8, training=True)
+    (batch,) = passing(loader)
+    assert sorted({index for index, _ in batch}) == [0, 1, 2]
+    assert len(batch) == 8
+    assert len(set(batch)) == 8  # repeats are augmented differently
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_processes_share_the_samples_between_them(training: bool) -> None:
+    parts = [
+        indices(passing(build_loader(Numbers(), PIXELS, 1, seed=2, training=training, rank=rank, world_size=3)))
+        for rank in range(3)
+    ]
+    together = sorted(index for part in parts for index in part)
+    assert together == list(range(10)) if not training else len(together) == len(set(together)) == 9
+    assert {len(part) for part in parts} == ({3} if training else {3, 4})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_sample_stops_with_its_own_message(workers: int) -> None:
+    loader = build_loader(Numbers(broken=(5,)), PIXELS, batch_size=2, workers=workers)
+    with pytest.raises(SampleError, match=r"^image 5\.jpg is broken$"):
+        passing(loader)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_skipped_samples_are_counted_and_named(workers: int) -> None:
+    broken = Numbers(broken=(2, 3, 7), on_error="skip")
+    loader = build_loader(broken, PIXELS, batch_size=2, workers=workers)
+    assert indices(passing(loader)) == [0, 1, 4, 5, 6, 8, 9]
+    report = loader.report()
+    assert report[0] == "skipped 3 broken samples:"
+    assert [line.strip() for line in report[1:]] == [f"image {i}.jpg is broken" for i in (2, 3, 7)]
+    loader.start(1, first_batch=4)
+    list(loader)
+    assert loader.report() == []
+
+
+def test_training_puts_another_sample_in_place_of_a_skipped_one() -> None:
+    broken = Numbers(broken=(2, 3, 7), on_error="skip")
+    loader = build_loader(broken, PIXELS, batch_size=5, seed=1, training=True)
+    batches = passing(loader)
+    assert [len(batch) for batch in batches] == [5, 5]
+    assert not set(indices(batches)) & {2, 3, 7}
+    assert len(loader.skipped) == 3
+    assert passing(build_loader(broken, PIXELS, batch_size=5, workers=2, seed=1, training=True)) == batches
+
+
+def test_a_set_of_broken_samples_alone_stops() -> None:
+    loader = build_loader(Numbers(4, broken=(0, 1, 2, 3), on_error="skip"), PIXELS, batch_size=2, training=True)
+    with pytest.raises(SampleError, match="4 broken samples in a row, the last: image"):
+        passing(loader)
+
+
+def test_an_empty_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="no samples"):
+        build_loader(Numbers(0), PIXELS, batch_size=1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_rig_frames_arrive_with_calibration_and_targets(synthetic_root: Path, workers: int) -> None:
+    config = NuScenesConfig(
+        root=str(synthetic_root),
+        version="v1.0-mini",
+        input_size=(60, 128),
+        augment=RigAugmentConfig(resize=(0.9, 1.2), crop=True, flip=0.5, rotation=0.3),
+    )
+    dataset = NuScenesDataset(config, "mini_train", training=True)
+    loader = build_loader(dataset, PixelConfig(), batch_size=2, workers=workers, seed=5, training=True)
+    loader.start(7)
+    batches = list(loader)
+    assert len(batches) == 2
+    batch, targets = batches[0]
+    assert batch.images.shape == (2, 6, 3, 64, 128)
+    assert batch.mask[..., 60:, :].all()
+    assert not batch.mask[..., :60, :].any()
+    assert batch.rig is not None
+    assert batch.rig.lidar2img.shape == (2, 6, 4, 4)
+    assert batch.rig.lidar2global is not None
+    assert targets is not None
+    assert len(targets) == 2
+    order = np.random.default_rng([5, 7]).permutation(4)
+    assert list(batch.tokens) == [dataset.tokens[i] for i in order[:2]]
+    expected = dataset.transform(dataset[int(order[1])], np.random.default_rng([5, 7, 1]))
+    assert expected.targets is not None
+    torch.testing.assert_close(targets[1].boxes, expected.targets.boxes, equal_nan=True)
+    assert expected.cameras is not None
+    lidar2img = np.stack([camera.lidar2img for camera in expected.cameras]).astype(np.float32)
+    torch.testing.assert_close(batch.rig.lidar2img[1], torch.from_numpy(lidar2img))
