@@ -37,18 +37,18 @@ def draw_camera(
     width, height = size or (image.shape[1], image.shape[0])
     unit = OVERSAMPLING * (unit or max(1.0, width / 800))
     large = (width * OVERSAMPLING, height * OVERSAMPLING)
-    picture = Image.fromarray(image).resize(large, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    picture = Image.fromarray(image).resize(large, Image.Resampling.BICUBIC, reducing_gap=2.0)
     draw = ImageDraw.Draw(picture, "RGBA")
     scale = np.diag([large[0] / image.shape[1], large[1] / image.shape[0], 1.0])
     projection = scale @ camera.lidar2img[:3]  # [3, 4]: metres -> (u d, v d, d) in pixels of the picture
-    captions = Captions(draw, round(11 * unit))
     tags: list[tuple[float, str, float, float, Color]] = []
     for objects in layers:
         tags += _draw_objects(draw, objects, projection, large, unit)
+    captions = Captions(draw, round(11 * unit))
+    if title:
+        captions.reserve(_draw_title(draw, camera.name, unit))
     for _, text, left, bottom, color in sorted(tags):
         captions.write(text, left, bottom, color)
-    if title:
-        _draw_title(draw, camera.name, unit)
     return picture.reduce(OVERSAMPLING)
 
 
@@ -80,20 +80,23 @@ def _draw_objects(
         stroke = stroke_width(unit * np.clip(30 / max(depths[index], 1), 0.9, 2))
         for start, end in segments:
             draw.line([tuple(start), tuple(end)], (*color, 255), stroke)
-        low, high = segments.min((0, 1)), segments.max((0, 1))
-        if high[1] - low[1] > 16 * unit:
-            tags.append((depths[index], objects.caption(index), low[0], low[1] - unit, color))
+        u, v = segments.reshape(-1, 2).T
+        top, height = v.min(), np.ptp(v)
+        if height > 16 * unit:
+            left = u[v <= top + 0.15 * height].min()  # of the upper end: the box may lean far over to a side
+            tags.append((depths[index], objects.caption(index), left, top - unit, color))
     return tags
 
 
-def _draw_title(draw: ImageDraw.ImageDraw, name: str, unit: float) -> None:
+def _draw_title(draw: ImageDraw.ImageDraw, name: str, unit: float) -> tuple[float, float, float, float]:
+    """Write a camera's name; returns (left, top, right, bottom) of what it covers."""
     face, pad = font(round(13 * unit), bold=True), 6 * unit
     text = name.removeprefix("CAM_").replace("_", " ").lower()
     ascent, descent = face.getmetrics()
-    draw.rounded_rectangle(
-        (pad, pad, 3 * pad + draw.textlength(text, face), pad + ascent + descent + pad), pad, fill=(0, 0, 0, 150)
-    )
+    covered = (pad, pad, 3 * pad + draw.textlength(text, face), 2 * pad + ascent + descent)
+    draw.rounded_rectangle(covered, pad, fill=(0, 0, 0, 150))
     draw.text((2 * pad, 1.5 * pad), text, INK, face)
+    return covered
 
 
 def _planes(size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

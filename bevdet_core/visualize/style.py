@@ -136,6 +136,10 @@ class Captions:
         self._draw, self._font, self._pad = draw, font(size), max(2, size // 4)
         self._taken: list[tuple[float, float, float, float]] = []
 
+    def reserve(self, area: tuple[float, float, float, float]) -> None:
+        """Keep (left, top, right, bottom) free of tags."""
+        self._taken.append(area)
+
     def write(self, text: str, left: float, bottom: float, color: Color) -> None:
         """Write black on `color` with the tag's lower left corner at (left, bottom) pixels, moved into the image."""
         pad = self._pad
@@ -147,7 +151,7 @@ class Captions:
         tag = (left, top, left + width, top + height)
         if any(tag[0] < b[2] and b[0] < tag[2] and tag[1] < b[3] and b[1] < tag[3] for b in self._taken):
             return
-        self._taken.append(tag)
+        self.reserve(tag)
         self._draw.rounded_rectangle(tag, radius=pad, fill=color)
         self._draw.text((left + pad, top), text, (10, 12, 16), self._font)
 
