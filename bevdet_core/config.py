@@ -63,7 +63,8 @@ class BackboneConfig:
         depth: number of layers.
         width: channels of the stem; 64 is the published network.
         style: where the stride of a bottleneck sits: "pytorch" in its 3x3, "caffe" in its first 1x1 convolution.
-        norm: "frozen" keeps the statistics and the affine terms of the weights it starts from, "batch" learns them.
+        norm: batch norm that learns statistics, scale and shift ("batch"), keeps the statistics of the weights it
+            starts from ("affine"), or keeps all of them ("frozen").
         frozen_stages: the stem and this many stages get no gradient; 0 trains everything.
         out_stages: the stages (1 to 4, strides 4 to 32) whose feature maps go on to the neck.
         dilation: dilate the last stage instead of striding it (DC5).
@@ -73,7 +74,7 @@ class BackboneConfig:
     depth: Literal[18, 34, 50, 101] = 50
     width: int = 64
     style: Literal["pytorch", "caffe"] = "pytorch"
-    norm: Literal["frozen", "batch"] = "frozen"
+    norm: Literal["frozen", "affine", "batch"] = "frozen"
     frozen_stages: int = 1
     out_stages: tuple[int, ...] = (2, 3, 4)
     dilation: bool = False
@@ -107,6 +108,7 @@ class Detr3dConfig:
         name: the detector.
         pixels: normalisation and padding of the images.
         backbone: the image network.
+        num_cameras: cameras of the rig.
         num_levels: feature levels of the FPN, from the first of the backbone's out_stages on.
         embed_dim: width of queries and feature maps.
         num_queries: objects that a frame can have.
@@ -124,6 +126,7 @@ class Detr3dConfig:
     name: Literal["detr3d"] = "detr3d"
     pixels: PixelConfig = field(default_factory=PixelConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_cameras: int = 6
     num_levels: int = 4
     embed_dim: int = 256
     num_queries: int = 900
@@ -197,6 +200,89 @@ class NuScenesConfig:
 
 
 @dataclass(frozen=True)
+class ImageAugmentConfig:
+    """Training-time changes of a plain image, as published with DETR; boxes move along.
+
+    Args:
+        flip: probability of mirroring left to right.
+        short_sides: one of these is drawn as the short side that the image is resized to, in pixels.
+        crop: probability of cropping before that: resize the short side to one of `crop_short_sides`, cut out a random
+            window with each side in `crop_size`.
+        crop_short_sides: see `crop`.
+        crop_size: (smallest, largest) side of the window, in pixels.
+    """
+
+    flip: float = 0.5
+    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    crop: float = 0.5
+    crop_short_sides: tuple[int, ...] = (400, 500, 600)
+    crop_size: tuple[int, int] = (384, 600)
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "crop"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"data.augment.{name} is a probability, got {getattr(self, name)}")
+        for name in ("short_sides", "crop_short_sides", "crop_size"):
+            if not getattr(self, name) or min(getattr(self, name)) < 1:
+                raise ConfigError(f"data.augment.{name} must be sizes in pixels, got {list(getattr(self, name))}")
+        if self.crop_size[0] > self.crop_size[1]:
+            raise ConfigError(f"data.augment.crop_size must be (smallest, largest), got {list(self.crop_size)}")
+
+
+@dataclass(frozen=True)
+class CocoConfig:
+    """A data set in the COCO format.
+
+    With a folder of the usual layouts `root` alone is enough: `train2017/` and `annotations/instances_train2017.json`,
+    or `train/_annotations.coco.json` beside its images. Otherwise name images and annotations of each split.
+
+    Args:
+        name: the format.
+        root: the folder that all other names are relative to.
+        train_split: name of the training split; "train" also means train2017.
+        val_split: name of the validation split; "val" also means val2017, valid and validation.
+        train_annotations: JSON file of the training split, where the name does not tell.
+        train_images: folder of its images, likewise.
+        val_annotations: JSON file of the validation split.
+        val_images: folder of its images.
+        classes: categories to detect by name, in the order of the labels; default: all of the training split, by id.
+        keep_empty: train on images without boxes too.
+        val_limit: evaluate on so many images, spread evenly over the split; default: all.
+        short_side: to which images are resized when nothing is random, in pixels.
+        long_side: an image that would come out longer is resized to this instead, in training too.
+        augment: training-time augmentation.
+        on_error: a broken image or annotation stops the run ("raise") or is skipped, counted and reported ("skip").
+        index_dir: where the compact index of an annotation file is kept; default: beside it, or the user's cache folder
+            where that cannot be written.
+    """
+
+    name: Literal["coco"] = "coco"
+    root: str = "data/coco"
+    train_split: str = "train"
+    val_split: str = "val"
+    train_annotations: str | None = None
+    train_images: str | None = None
+    val_annotations: str | None = None
+    val_images: str | None = None
+    classes: tuple[str, ...] | None = None
+    keep_empty: bool = True
+    val_limit: int | None = None
+    short_side: int = 800
+    long_side: int = 1333
+    augment: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)
+    on_error: Literal["raise", "skip"] = "raise"
+    index_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("short_side", "long_side", "val_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"data.{name} must be at least 1, got {value}")
+        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
+            raise ConfigError(f"data.classes must name each class once, got {list(self.classes)}")
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """The training run.
 
@@ -252,6 +338,9 @@ class TrainConfig:
             raise ConfigError(f"train.ema must lie in [0, 1), got {self.ema}")
 
 
+DataConfig = NuScenesConfig | CocoConfig
+
+
 class ConfigError(ValueError):
     """A setting that does not exist or has a wrong value; the message names it."""
 
@@ -261,7 +350,7 @@ class Config:
     """All settings of a run: what the detector is, what it sees, how it learns."""
 
     model: Detr3dConfig = field(default_factory=Detr3dConfig)
-    data: NuScenesConfig = field(default_factory=NuScenesConfig)
+    data: DataConfig = field(default_factory=NuScenesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def to_dict(self) -> dict[str, Any]:
@@ -270,7 +359,7 @@ class Config:
 
 
 MODELS = {"detr3d": Detr3dConfig}
-DATA = {"nuscenes": NuScenesConfig}
+DATA = {"nuscenes": NuScenesConfig, "coco": CocoConfig}
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
