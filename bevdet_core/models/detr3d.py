@@ -1,0 +1,264 @@
+"""DETR3D: 3D detection from cameras by sampling image features at projected reference points (Wang et al., 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bevdet_ops import multi_camera_deformable_attention
+
+from .. import boxes3d
+from ..geometry import MIN_DEPTH, project_points
+from ..structures import ImageBatch, Predictions
+from .heads import MLP, inverse_sigmoid, set_class_prior, top_predictions
+from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
+
+
+class CameraCrossAttention(nn.Module):
+    """Reads every camera that sees a query's reference point: one sample per level, each with a sigmoid weight.
+
+    Args:
+        dim: width of queries and features.
+        num_cameras: cameras of the rig.
+        num_levels: levels of the feature pyramid.
+        dropout: rate on the output, while training.
+    """
+
+    def __init__(self, dim: int, num_cameras: int, num_levels: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.num_cameras, self.num_levels = num_cameras, num_levels
+        self.attention_weights = nn.Linear(dim, num_cameras * num_levels)
+        self.output_proj = nn.Linear(dim, dim)
+        self.position_encoder = nn.Sequential(
+            nn.Linear(3, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU()
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def init_weights(self) -> None:
+        """Equal weights for all cameras and levels."""
+        nn.init.zeros_(self.attention_weights.weight)
+        nn.init.zeros_(self.attention_weights.bias)
+        nn.init.zeros_(self.output_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,  # [B, Q, D]
+        query_pos: Tensor,  # [B, Q, D]
+        value: Tensor,  # [B, N, S, 1, D]
+        spatial_shapes: tuple[tuple[int, int], ...],
+        reference_points: Tensor,  # [B, Q, 3] in [0, 1] of the point cloud range
+        locations: Tensor,  # [B, N, Q, 2] of the reference points in [0, 1] of the padded images
+        visible: Tensor,  # [B, N, Q] bool
+    ) -> Tensor:
+        """Returns [B, Q, D], to be added to the query."""
+        weights = self.attention_weights(query + query_pos).unflatten(-1, (self.num_cameras, self.num_levels))
+        sampled = multi_camera_deformable_attention(
+            value,
+            spatial_shapes,
+            locations[:, :, :, None, None],  # [B, N, Q, 1, 1, 2]
+            None,
+            weights.transpose(1, 2)[:, :, :, None, :, None],  # [B, N, Q, 1, L, 1]
+            visible,
+            weight_activation="sigmoid",
+        )
+        return self.dropout(self.output_proj(sampled)) + self.position_encoder(inverse_sigmoid(reference_points))
+
+
+class Detr3dDecoderLayer(nn.Module):
+    """Self-attention, camera cross-attention and feed-forward layer, each followed by a LayerNorm."""
+
+    def __init__(
+        self, dim: int, num_heads: int, ffn_dim: int, num_cameras: int, num_levels: int, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.self_attention = MultiHeadAttention(dim, num_heads, dropout)
+        self.cross_attention = CameraCrossAttention(dim, num_cameras, num_levels, dropout)
+        self.ffn = FeedForward(dim, ffn_dim, dropout)
+        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.dropout = nn.Dropout(dropout)
+        xavier_init(self)
+        self.cross_attention.init_weights()
+
+    def forward(self, query: Tensor, query_pos: Tensor, *camera_inputs) -> Tensor:
+        """Queries [B, Q, D] -> queries; `camera_inputs` are those of `CameraCrossAttention` from `value` on."""
+        where = query + query_pos
+        query = self.norm1(query + self.dropout(self.self_attention(where, where, query)))
+        query = self.norm2(query + self.cross_attention(query, query_pos, *camera_inputs))
+        return self.norm3(query + self.dropout(self.ffn(query)))
+
+
+def class_head(dim: int, num_classes: int) -> nn.Sequential:
+    """From queries [..., D] to class logits [..., C]."""
+    classifier = nn.Linear(dim, num_classes)
+    set_class_prior(classifier)
+    return nn.Sequential(
+        nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), classifier
+    )
+
+
+class Detr3dHead(nn.Module):
+    """Decoder and prediction heads: from feature maps of all cameras to boxes.
+
+    Args:
+        num_classes: of the detector.
+        num_cameras: cameras of the rig.
+        num_levels: levels of the feature pyramid.
+        embed_dim: width of queries and features.
+        num_queries: objects that a frame can have.
+        num_layers: decoder layers; each refines the reference points of the one before.
+        num_heads: of the self-attention.
+        ffn_dim: hidden width of the feed-forward layers.
+        dropout: rate in the decoder, while training.
+        pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that reference points cover.
+    """
+
+    pc_range: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        num_cameras: int = 6,
+        num_levels: int = 4,
+        embed_dim: int = 256,
+        num_queries: int = 900,
+        num_layers: int = 6,
+        num_heads: int = 8,
+        ffn_dim: int = 512,
+        dropout: float = 0.1,
+        pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+    ) -> None:
+        super().__init__()
+        self.num_cameras, self.num_levels = num_cameras, num_levels
+        self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
+        self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
+        self.reference_points = nn.Linear(embed_dim, 3)
+        self.layers = nn.ModuleList(
+            Detr3dDecoderLayer(embed_dim, num_heads, ffn_dim, num_cameras, num_levels, dropout)
+            for _ in range(num_layers)
+        )
+        self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
+        self.box_heads = nn.ModuleList(
+            MLP(embed_dim, embed_dim, embed_dim, boxes3d.CODE_SIZE) for _ in range(num_layers)
+        )
+        xavier_init(self.reference_points)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def forward(
+        self,
+        features: Sequence[Tensor],  # L x [B, N, D, H_l, W_l], fine to coarse
+        lidar2img: Tensor,  # [B, N, 4, 4]
+        image_size: tuple[int, int],  # (height, width) of the padded images
+    ) -> Predictions:
+        """See `Predictions`; its hidden states and references are filled in."""
+        B, N = features[0].shape[:2]
+        if self.num_cameras != N or len(features) != self.num_levels:
+            raise ValueError(
+                f"this head reads {self.num_cameras} cameras at {self.num_levels} levels, "
+                f"got {N} cameras at {len(features)} levels"
+            )
+        tokens, spatial_shapes = flatten_levels([f.flatten(0, 1) for f in features])
+        value = tokens.unflatten(0, (B, N)).unsqueeze(3)  # [B, N, S, 1, D]
+        query_pos, query = self.query_embed.weight.expand(B, -1, -1).chunk(2, -1)
+        # Coordinates stay in float32: bfloat16 would round a range of 100 m to steps of 0.4 m.
+        with torch.autocast(query.device.type, enabled=False):
+            reference = self.reference_points(query_pos).sigmoid()
+        logits, boxes, hidden, references = [], [], [], [reference]
+        for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
+            locations, visible = self.project(reference, lidar2img, image_size)
+            query = layer(query, query_pos, value, spatial_shapes, reference, locations, visible)
+            with torch.autocast(query.device.type, enabled=False):
+                code = box_head(query.to(reference.dtype))
+                refined = (code[..., [0, 1, 4]] + inverse_sigmoid(reference)).sigmoid()
+            x, y, z = self.to_metres(refined).unbind(-1)
+            boxes.append(torch.stack([x, y, code[..., 2], code[..., 3], z, *code[..., 5:].unbind(-1)], -1))
+            logits.append(class_head(query))
+            hidden.append(query)
+            reference = refined.detach()
+            references.append(reference)
+        return Predictions(
+            torch.stack(logits), torch.stack(boxes), hidden=torch.stack(hidden), references=torch.stack(references)
+        )
+
+    def to_metres(self, reference: Tensor) -> Tensor:
+        """Points [..., 3] in [0, 1] of the range -> metres."""
+        low, high = self.pc_range[:3], self.pc_range[3:]
+        return reference * (high - low) + low
+
+    def project(self, reference: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Where cameras see reference points [B, Q, 3].
+
+        Returns:
+            locations [B, N, Q, 2] as (x, y) in [0, 1] of the padded images, and visible [B, N, Q].
+        """
+        pixels, depth = project_points(self.to_metres(reference), lidar2img)
+        height, width = image_size
+        locations = pixels / pixels.new_tensor([width, height])
+        inside = ((locations > 0) & (locations < 1)).all(-1)
+        return locations, inside & (depth > MIN_DEPTH)
+
+
+class Detr3d(nn.Module):
+    """The detector.
+
+    Args:
+        backbone: images [B, 3, H, W] -> feature maps.
+        neck: feature maps -> the levels that the head reads.
+        head: see `Detr3dHead`.
+        post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
+        max_detections: the best (query, class) pairs kept per frame.
+        score_threshold: detections that do not score higher are dropped.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: Detr3dHead,
+        post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+        max_detections: int = 300,
+        score_threshold: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = backbone, neck, head
+        self.post_center_range = tuple(post_center_range)
+        self.max_detections, self.score_threshold = max_detections, score_threshold
+
+    def forward(self, batch: ImageBatch) -> Predictions:
+        """Detect objects in rig frames.
+
+        Raises:
+            ValueError: the batch has no calibration, or another number of cameras than the head.
+        """
+        if batch.rig is None:
+            raise ValueError("DETR3D needs calibrated cameras: the batch has no rig")
+        B, N, _, *image_size = batch.images.shape
+        # One pass for all cameras; channels last is what CPU and tensor-core convolutions want.
+        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        features = [f.unflatten(0, (B, N)) for f in self.neck(self.backbone(images))]
+        return self.head(features, batch.rig.lidar2img, tuple(image_size))
+
+    def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The detections of each frame, best first.
+
+        Returns:
+            (scores [n], labels [n], boxes [n, 9]) per frame; boxes as in `Targets`.
+        """
+        return decode(predictions, self.max_detections, self.post_center_range, self.score_threshold)
+
+
+@torch.no_grad()
+def decode(
+    predictions: Predictions,
+    max_detections: int,
+    post_center_range: Sequence[float],
+    score_threshold: float = 0.0,
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Detections of the last layer: the best (query, class) pairs, then the filters; see `Detr3d`."""
+    scores, labels, queries = top_predictions(predictions.logits[-1].float(), max_detections)
+    codes = predictions.boxes[-1].float()
+    boxes = boxes3d.decode(codes.take_along_dim(queries[..., None], 1))  # [B, n, 9]
+    low, high = boxes.new_tensor(post_center_range).chunk(2)
+    keep = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1) & (scores > score_threshold)
+    return [(s[k], c[k], b[k]) for s, c, b, k in zip(scores, labels, boxes, keep, strict=True)]

@@ -1,0 +1,42 @@
+"""Feature pyramid network (Lin et al., 2017), with extra levels as DETR3D and BEVFormer use them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class FPN(nn.Module):
+    """Brings feature maps to one width and hands coarse context down to the fine ones.
+
+    Args:
+        in_channels: of the backbone's feature maps, fine to coarse.
+        out_channels: of every level.
+        num_levels: levels returned. Those beyond the backbone's maps are made from the coarsest output by
+            3x3 convolutions of stride 2, with a ReLU before each but the first.
+    """
+
+    def __init__(self, in_channels: Sequence[int], out_channels: int, num_levels: int) -> None:
+        super().__init__()
+        if num_levels < len(in_channels):
+            raise ValueError(f"{len(in_channels)} feature maps do not fit in num_levels = {num_levels} levels")
+        self.lateral_convs = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
+        self.output_convs = nn.ModuleList(
+            nn.Conv2d(out_channels, out_channels, 3, stride=1 if level < len(in_channels) else 2, padding=1)
+            for level in range(num_levels)
+        )
+        for conv in (*self.lateral_convs, *self.output_convs):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """Feature maps [B, C_i, H_i, W_i] -> `num_levels` maps [B, out_channels, H_l, W_l], fine to coarse."""
+        merged = [conv(f) for conv, f in zip(self.lateral_convs, features, strict=True)]
+        for fine in range(len(merged) - 2, -1, -1):
+            merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], size=merged[fine].shape[-2:])
+        outputs = [conv(f) for conv, f in zip(self.output_convs, merged, strict=False)]
+        for extra, conv in enumerate(self.output_convs[len(merged) :]):
+            outputs.append(conv(outputs[-1].relu() if extra else outputs[-1]))
+        return outputs

@@ -1,0 +1,219 @@
+"""ResNet (He et al., 2016), with torchvision's parameter names so that its weights load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..checkpoint import load_weights
+
+Norm = Literal["frozen", "affine", "batch"]
+Style = Literal["pytorch", "caffe"]
+NormFactory = Callable[[int], nn.Module]
+
+STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+
+
+class FrozenBatchNorm2d(nn.Module):
+    """Batch norm that keeps the statistics it was given.
+
+    Args:
+        channels: of the feature map.
+        affine: whether scale and shift learn; otherwise they are fixed as well.
+    """
+
+    eps = 1e-5
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(self, channels: int, affine: bool = False) -> None:
+        super().__init__()
+        if affine:
+            self.weight = nn.Parameter(torch.ones(channels))
+            self.bias = nn.Parameter(torch.zeros(channels))
+        else:
+            self.register_buffer("weight", torch.ones(channels))
+            self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """The layer as y = scale * x + shift, each [C]."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return scale, self.bias - self.running_mean * scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale, shift = self.scale_and_shift()
+        return x * scale[:, None, None] + shift[:, None, None]
+
+
+def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    """norm(conv(x)); a norm with fixed statistics is folded into the convolution.
+
+    Folded, it costs no pass over the feature map and keeps no copy of it for the backward pass.
+    """
+    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)):
+        return norm(conv(x))
+    scale, shift = norm.scale_and_shift()
+    return F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding, conv.dilation)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions, of ResNet-18 and 34."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, style: Style, norm: NormFactory) -> None:
+        super().__init__()
+        self.conv1 = _conv(inputs, width, 3, stride, dilation)
+        self.bn1 = norm(width)
+        self.conv2 = _conv(width, width, 3, 1, dilation)
+        self.bn2 = norm(width)
+        self.downsample = _shortcut(inputs, width, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv_norm(self.conv1, self.bn1, x).relu_()
+        y = conv_norm(self.conv2, self.bn2, y)
+        return (y + (x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x))).relu_()
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions, of ResNet-50 and 101."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, style: Style, norm: NormFactory) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        first, second = (1, stride) if style == "pytorch" else (stride, 1)
+        self.conv1 = _conv(inputs, width, 1, first)
+        self.bn1 = norm(width)
+        self.conv2 = _conv(width, width, 3, second, dilation)
+        self.bn2 = norm(width)
+        self.conv3 = _conv(width, outputs, 1)
+        self.bn3 = norm(outputs)
+        self.downsample = _shortcut(inputs, outputs, stride, norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = conv_norm(self.conv1, self.bn1, x).relu_()
+        y = conv_norm(self.conv2, self.bn2, y).relu_()
+        y = conv_norm(self.conv3, self.bn3, y)
+        return (y + (x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x))).relu_()
+
+
+class ResNet(nn.Module):
+    """The image network, without its classifier.
+
+    Args:
+        depth: 18, 34, 50 or 101 layers.
+        width: channels of the stem; 64 is the published network.
+        style: where the stride of a bottleneck sits: "pytorch" in its 3x3, "caffe" in its first 1x1 convolution.
+        norm: "batch" learns statistics, scale and shift; "affine" keeps the statistics it is given and learns scale
+            and shift; "frozen" keeps both.
+        frozen_stages: the stem and this many stages get no gradient and keep their statistics; 0 trains everything.
+        out_stages: the stages, from 1 to 4 (strides 4 to 32), whose feature maps are returned. Later ones are not
+            built.
+        dilation: dilate the last stage instead of striding it (DC5; its stride is then 16).
+    """
+
+    def __init__(
+        self,
+        depth: int = 50,
+        width: int = 64,
+        style: Style = "pytorch",
+        norm: Norm = "frozen",
+        frozen_stages: int = 1,
+        out_stages: Sequence[int] = (2, 3, 4),
+        dilation: bool = False,
+    ) -> None:
+        super().__init__()
+        if depth not in STAGE_BLOCKS:
+            raise ValueError(f"a ResNet has depth {', '.join(map(str, STAGE_BLOCKS))}, got {depth}")
+        if not out_stages or list(out_stages) != [stage for stage in (1, 2, 3, 4) if stage in out_stages]:
+            raise ValueError(f"out_stages must be ascending stages from 1 to 4, got {tuple(out_stages)}")
+        if not 0 <= frozen_stages <= 4:
+            raise ValueError(f"frozen_stages must lie between 0 and 4, got {frozen_stages}")
+        make_norm: NormFactory = nn.BatchNorm2d
+        if norm != "batch":
+            make_norm = partial(FrozenBatchNorm2d, affine=norm == "affine")
+        block: type[BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
+        self.out_stages = tuple(out_stages)
+        self.out_channels = tuple(width * 2 ** (stage - 1) * block.expansion for stage in out_stages)
+        self.conv1 = _conv(3, width, 7, 2)
+        self.bn1 = make_norm(width)
+        self.stages = out_stages[-1]
+        inputs = width
+        for stage in range(1, self.stages + 1):
+            planes = width * 2 ** (stage - 1)
+            stride, first_dilation, later_dilation = (1 if stage == 1 else 2), 1, 1
+            if dilation and stage == 4:
+                stride, later_dilation = 1, 2
+            blocks = [block(inputs, planes, stride, first_dilation, style, make_norm)]
+            inputs = planes * block.expansion
+            for _ in range(1, STAGE_BLOCKS[depth][stage - 1]):
+                blocks.append(block(inputs, planes, 1, later_dilation, style, make_norm))
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self._frozen = [self.conv1, self.bn1, *(self.stage(s) for s in range(1, min(frozen_stages, self.stages) + 1))]
+        if not frozen_stages:
+            self._frozen = []
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def stage(self, number: int) -> nn.Module:
+        """Stage 1 to 4."""
+        return self.get_submodule(f"layer{number}")
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Images [B, 3, H, W] -> feature maps [B, C, H / stride, W / stride] of `out_stages`."""
+        x = conv_norm(self.conv1, self.bn1, x).relu_()
+        x = F.max_pool2d(x, 3, stride=2, padding=1)
+        outputs = []
+        for number in range(1, self.stages + 1):
+            x = self.stage(number)(x)
+            if number in self.out_stages:
+                outputs.append(x)
+        return outputs
+
+    def train(self, mode: bool = True) -> ResNet:
+        """Switch the mode; frozen stages keep their statistics in training as well."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+
+def load_backbone_weights(backbone: ResNet, weights: Mapping[str, Tensor], origin: str) -> None:
+    """Load torchvision-named weights, of which the classifier and stages that were not built are left out.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit, each by name.
+    """
+    own = backbone.state_dict()
+    # A frozen norm needs no counter of batches; files may or may not have one.
+    fitting = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")}
+    unbuilt = ("fc.", *(f"layer{stage}." for stage in range(backbone.stages + 1, 5)))
+    for name, tensor in weights.items():
+        if not name.startswith(unbuilt) and (name in own or not name.endswith("num_batches_tracked")):
+            fitting[name] = tensor
+    load_weights(backbone, fitting, origin)
+
+
+def _conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    padding = (size - 1) // 2 * dilation
+    return nn.Conv2d(inputs, outputs, size, stride, padding, dilation, bias=False)
+
+
+def _shortcut(inputs: int, outputs: int, stride: int, norm: NormFactory) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(_conv(inputs, outputs, 1, stride), norm(outputs))
