@@ -1,107 +1,101 @@
 // Forward: a group of GROUP lanes owns one head of one query; each lane owns TILES packs of VEC channels. Every lane
 // works out some of the points and the group shares them by shuffle, so no location is computed twice.
-// DIM, LEVELS and POINTS are compile-time sizes, or 0 for the general path.
-#include "camera.cuh"
-#include "point.cuh"
+#include "head.cuh"
 
-template <typename T, int VEC, int GROUP, int DIM, int LEVELS, int POINTS>
-__device__ __forceinline__ void forward(const ForwardTensors<T, arithmetic<T>>& tensors, const Problem& problem) {
+template <typename T, int VEC, int GROUP, int DIM, int LEVELS, int POINTS> struct Forward {
     using A = arithmetic<T>;
-    constexpr int TILES = DIM > 0 ? (DIM + VEC * GROUP - 1) / (VEC * GROUP) : 4;
-    // Points are taken CHUNKS * GROUP at a time; all of them at once where their number is known.
-    constexpr int CHUNKS = LEVELS > 0 ? (LEVELS * POINTS + GROUP - 1) / GROUP : 1;
-    const int D = DIM > 0 ? DIM : problem.D;
-    const int P = POINTS > 0 ? POINTS : problem.P;
-    const int points = LEVELS > 0 ? LEVELS * POINTS : problem.L * problem.P;
-    const int M = problem.M, N = problem.N;
+    using H = Head<GROUP, DIM, LEVELS, POINTS>;
+    // Where D is not known, blockIdx.y counts slabs of channels that a group can hold.
+    static constexpr int TILES = DIM > 0 ? (DIM + VEC * GROUP - 1) / (VEC * GROUP) : 4;
+    static constexpr bool FULL = DIM == TILES * VEC * GROUP;  // no lane is ever idle
 
-    const int lane = threadIdx.x % GROUP;
-    const unsigned group = blockIdx.x * (BLOCK / GROUP) + threadIdx.x / GROUP;
-    const bool active = group < static_cast<unsigned>(problem.Q) * M;
-    const int q = active ? group / M : 0, m = active ? group % M : 0;
-    const int first_channel = blockIdx.y * (TILES * GROUP * VEC) + lane * VEC;
+    const ForwardTensors<T, A>& tensors;
+    const Problem& problem;
+    const H head;
+    const int first_channel;
+    A sum[TILES][VEC];
 
-    for (int64 b = blockIdx.z; b < problem.B; b += gridDim.z) {
-        A sum[TILES][VEC] = {};
+    __device__ __forceinline__ Forward(const ForwardTensors<T, A>& tensors, const Problem& problem)
+        : tensors(tensors), problem(problem), head(problem),
+          first_channel(blockIdx.y * (TILES * GROUP * VEC) + head.lane * VEC) {}
+
+    __device__ __forceinline__ void run(int64 b) {
+        memset(sum, 0, sizeof(sum));
         int visible_count = 0;
-        for (int first = 0; first < N; first += 32) {
-            unsigned cameras = visible_cameras<GROUP>(problem, tensors.reference_points, tensors.visible, b, q, first,
-                                                      lane, active);
+        for (int first = 0; first < problem.N; first += 32) {
+            unsigned cameras = visible_cameras<GROUP>(problem, tensors.reference_points, tensors.visible, b, head.q,
+                                                      first, head.lane, head.active);
             visible_count += __popc(cameras);
             while (__any_sync(FULL_WARP, cameras != 0)) {
                 const bool look = cameras != 0;
-                const int n = look ? first + __ffs(cameras) - 1 : 0;
+                const int n = look ? first + __ffs(cameras) - 1 : first;
                 cameras &= cameras - 1;
+                add_camera(make_view<T, A>(tensors, problem, b, n, head.q, head.m), look);
+            }
+        }
+        write(tensors.output + ((b * problem.Q + head.q) * problem.M + head.m) * head.D,
+              reduction_factor<A>(problem, visible_count));
+    }
 
-                const A* reference = tensors.reference_points + ((b * N + n) * problem.Q + q) * problem.reference_levels *
-                                                                    problem.anchors * problem.reference_numbers;
-                const A* offsets = tensors.sampling_offsets == nullptr ? nullptr
-                    : tensors.sampling_offsets + b * problem.offset_stride_b + n * problem.offset_stride_n
-                          + q * problem.offset_stride_q + m * problem.offset_stride_m;
-                const A* weights = tensors.attention_weights + b * problem.weight_stride_b + n * problem.weight_stride_n
-                                   + q * problem.weight_stride_q + m * problem.weight_stride_m;
-                const T* value = tensors.value + b * problem.value_stride_b + n * problem.value_stride_n
-                                 + static_cast<int64>(m) * D + first_channel;
-                const Normalizer<A> norm = make_normalizer<GROUP>(problem, weights, look, lane, points);
-
-                for (int slice = 0; slice < points; slice += CHUNKS * GROUP) {
+    __device__ __forceinline__ void add_camera(const View<T, A>& view, bool look) {
+        const Normalizer<A> norm = make_normalizer<GROUP>(problem, view.weights, look, head.lane, head.points);
+        for (int slice = 0; slice < head.points; slice += H::CHUNKS * GROUP) {
 #pragma unroll
-                    for (int chunk = 0; chunk < CHUNKS; ++chunk) {
-                        const int chunk_start = slice + chunk * GROUP;
-                        const int own = chunk_start + lane;
-                        Sample<A> sample = {};
-                        if (look && own < points) {
-                            const int level = own / P;
-                            const Placement<A> at = place(problem, reference, offsets, level, own % P, P);
-                            sample = make_sample(at.x, at.y, activate(problem, norm, load(weights + own)),
-                                                 problem.height[level], problem.width[level]);
-                        }
+            for (int chunk = 0; chunk < H::CHUNKS; ++chunk) {
+                const int start = slice + chunk * GROUP, own = start + head.lane;
+                Sample<A> sample = {};
+                if (look && own < head.points) {
+                    const int level = own / head.P;
+                    const Placement<A> at = place(problem, view.reference, view.offsets, level, own % head.P, head.P);
+                    sample = make_sample(at.x, at.y, activate(problem, norm, load(view.weights + own)),
+                                         problem.height[level], problem.width[level]);
+                }
 #pragma unroll 4
-                        for (int k = 0; k < GROUP; ++k) {
-                            if (chunk_start + k >= points) break;
-                            const int level = (chunk_start + k) / P;
-                            const Sample<A> shared = broadcast<GROUP>(sample, k);
-                            const Corners<A> corners = unpack(shared, problem.width[level]);
-                            const T* map = value + problem.level_start[level] * problem.value_stride_s;
-#pragma unroll
-                            for (int tile = 0; tile < TILES; ++tile) {
-                                const int channel = tile * GROUP * VEC;
-                                const bool mine = DIM == TILES * GROUP * VEC || first_channel + channel < D;
-                                A corner[4][VEC];
-#pragma unroll
-                                for (int c = 0; c < 4; ++c) {
-                                    const int64 pixel = corners.pixel + (c & 1) + (c >> 1) * problem.width[level];
-                                    load<T, VEC>(map + pixel * problem.value_stride_s + channel,
-                                                 mine && corners.inside[c], corner[c]);
-                                }
-#pragma unroll
-                                for (int c = 0; c < 4; ++c) {
-                                    const A factor = corners.factor[c] * shared.weight;
-#pragma unroll
-                                    for (int i = 0; i < VEC; ++i) sum[tile][i] += factor * corner[c][i];
-                                }
-                            }
-                        }
-                    }
+                for (int k = 0; k < GROUP; ++k) {
+                    if (start + k >= head.points) break;
+                    add_sample(view.value, broadcast<GROUP>(sample, k), (start + k) / head.P);
                 }
             }
         }
+    }
 
-        const A scale = reduction_factor<A>(problem, visible_count);
-        T* output = tensors.output + ((b * problem.Q + q) * M + m) * D + first_channel;
+    __device__ __forceinline__ void add_sample(const T* value, const Sample<A>& sample, int level) {
+        const int width = problem.width[level];
+        const Corners<A> corners = unpack(sample, width);
+        const T* map = value + problem.level_start[level] * problem.value_stride_s + first_channel;
 #pragma unroll
         for (int tile = 0; tile < TILES; ++tile) {
             const int channel = tile * GROUP * VEC;
-            if (!active || first_channel + channel >= D) continue;
+            const bool mine = FULL || first_channel + channel < head.D;
+            A corner[4][VEC];
+#pragma unroll
+            for (int c = 0; c < 4; ++c)
+                load<T, VEC>(map + corners.pixel(c, width) * problem.value_stride_s + channel, mine && corners.inside[c],
+                             corner[c]);
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                const A factor = corners.factor[c] * sample.weight;
+#pragma unroll
+                for (int i = 0; i < VEC; ++i) sum[tile][i] += factor * corner[c][i];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void write(T* output, A scale) {  // [D]
+#pragma unroll
+        for (int tile = 0; tile < TILES; ++tile) {
+            const int channel = first_channel + tile * GROUP * VEC;
+            if (!head.active || channel >= head.D) continue;
 #pragma unroll
             for (int i = 0; i < VEC; ++i) sum[tile][i] *= scale;
             store<T, VEC>(output + channel, sum[tile]);
         }
     }
-}
+};
 
 #define INSTANTIATE_FORWARD(name, T, VEC, GROUP, DIM, LEVELS, POINTS)                                                  \
     extern "C" __global__ void __launch_bounds__(BLOCK)                                                                \
         name(const ForwardTensors<T, arithmetic<T>> tensors, const Problem problem) {                                  \
-        forward<T, VEC, GROUP, DIM, LEVELS, POINTS>(tensors, problem);                                                 \
+        Forward<T, VEC, GROUP, DIM, LEVELS, POINTS> forward(tensors, problem);                                         \
+        for (int64 b = blockIdx.z; b < problem.B; b += gridDim.z) forward.run(b);                                      \
     }

@@ -11,9 +11,11 @@ template <typename A> struct Sample {
 };
 
 template <typename A> struct Corners {
-    int pixel;              // top-left; may lie one row and one column off the map
-    bool inside[4];         // top-left, top-right, bottom-left, bottom-right
-    A factor[4];            // bilinear
+    int top_left;    // pixel; may lie one row and one column off the map
+    bool inside[4];  // top-left, top-right, bottom-left, bottom-right
+    A factor[4];     // bilinear
+
+    __device__ __forceinline__ int64 pixel(int c, int width) const { return top_left + (c & 1) + (c >> 1) * width; }
 };
 
 template <int GROUP, typename A> __device__ __forceinline__ Sample<A> broadcast(const Sample<A>& sample, int lane) {
@@ -23,7 +25,7 @@ template <int GROUP, typename A> __device__ __forceinline__ Sample<A> broadcast(
 
 template <typename A> __device__ __forceinline__ Corners<A> unpack(const Sample<A>& sample, int width) {
     Corners<A> corners;
-    corners.pixel = static_cast<int>(sample.corners >> 4) - width - 1;
+    corners.top_left = static_cast<int>(sample.corners >> 4) - width - 1;
 #pragma unroll
     for (int c = 0; c < 4; ++c) corners.inside[c] = sample.corners >> c & 1u;
     const A gx = 1 - sample.fx, gy = 1 - sample.fy;
