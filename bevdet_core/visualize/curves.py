@@ -25,7 +25,7 @@ def training_curve(log: str | Path | Iterable[Mapping[str, Any]], path: str | Pa
 
     Raises:
         FileNotFoundError: no such log.
-        ValueError: a log without a training step, or a suffix of no picture format.
+        ValueError: a log with neither a training step nor a known metric, or a suffix of no picture format.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, whose state is shared between threads
@@ -33,17 +33,17 @@ def training_curve(log: str | Path | Iterable[Mapping[str, Any]], path: str | Pa
     records = _read(Path(log)) if isinstance(log, str | Path) else list(log)
     training = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "metrics" in record]
-    if not training:
-        raise ValueError(f"{log if isinstance(log, str | Path) else 'the log'}: no training step to draw")
     names = [name for name in HEADLINES if any(name in record["metrics"] for record in evaluations)]
-
-    figure = Figure(figsize=(11 if names else 6.5, 4.4), dpi=130, layout="constrained", facecolor="white")
+    if not training and not names:
+        raise ValueError(f"{log if isinstance(log, str | Path) else 'the log'}: no training step, no known metric")
+    columns = bool(training) + bool(names)
+    figure = Figure(figsize=(1 + 5 * columns, 4.4), dpi=130, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
-    grid = figure.add_gridspec(2, 2 if names else 1, height_ratios=(3, 1))
-    loss, rate = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0])
-    _draw_training(loss, rate, training)
+    grid = figure.add_gridspec(2, columns, height_ratios=(3, 1))
+    if training:
+        _draw_training(figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[1, 0]), training)
     if names:
-        _draw_metrics(figure.add_subplot(grid[:, 1], sharex=loss), evaluations, names)
+        _draw_metrics(figure.add_subplot(grid[:, -1]), evaluations, names)
     path = Path(path)
     suffix = path.suffix.removeprefix(".")
     if suffix not in canvas.get_supported_filetypes():
@@ -83,6 +83,7 @@ def _draw_metrics(axes: Axes, records: list[Mapping[str, Any]], names: list[str]
         axes.plot(*points.T, color=color, linewidth=2, marker="o", markersize=4.5, label=f"{name} {points[-1, 1]:.3f}")
     axes.legend(loc="lower right", frameon=False, labelcolor="linecolor", prop={"weight": "bold", "size": 11})
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     axes.set_xlabel("step", color=GREY)
     _dress(axes, "evaluation")
 

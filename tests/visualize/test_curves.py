@@ -52,6 +52,12 @@ def test_run_without_an_evaluation(tmp_path, count):
     assert not shows(tmp_path / "curve.png", GREEN)
 
 
+def test_run_shorter_than_its_logging_interval(tmp_path):
+    training_curve([evaluation(3, mAP=0.1, NDS=0.2)], tmp_path / "curve.png")
+    assert shows(tmp_path / "curve.png", GREEN)
+    assert not shows(tmp_path / "curve.png", BLUE)
+
+
 def test_vector_graphics(tmp_path):
     training_curve(RECORDS, tmp_path / "curve.svg")
     assert "<svg" in (tmp_path / "curve.svg").read_text()
@@ -61,7 +67,7 @@ def test_wrong_input_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"log\.jsonl"):
         training_curve(tmp_path, tmp_path / "curve.png")
     (tmp_path / "log.jsonl").write_text("")
-    with pytest.raises(ValueError, match=r"no training step to draw"):
+    with pytest.raises(ValueError, match="no training step, no known metric"):
         training_curve(tmp_path, tmp_path / "curve.png")
     with pytest.raises(ValueError, match=r"'\.xyz' is no picture format"):
         training_curve(RECORDS, tmp_path / "curve.xyz")
