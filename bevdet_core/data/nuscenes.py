@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 from ..config import NuScenesConfig
 from ..structures import Sample, Targets
 from .images import SampleError, read_image
+from .index_file import describe_faults
 from .nuscenes_index import open_index
 from .rig_transforms import rig_transform
 
@@ -47,7 +48,7 @@ class NuScenesDataset(Dataset[Sample]):
         self.root = Path(config.root)
         self.index = open_index(config.root, config.version, config.index_dir)
         if self.index.faults and config.on_error == "raise":
-            raise SampleError(_describe_faults(self.root / config.version, self.index.faults))
+            raise SampleError(describe_faults(self.root / config.version, self.index.faults))
         self.class_names = tuple(config.classes)
         self._label_of = _labels(self.class_names, self.index.detection_names)
         for channel in config.cameras:
@@ -127,10 +128,3 @@ def _labels(class_names: Sequence[str], detection_names: Sequence[str | None]) -
             nearest = difflib.get_close_matches(name, NUSCENES_CLASSES, n=3, cutoff=0.4) or NUSCENES_CLASSES
             raise ValueError(f"data.classes: {name!r} is no nuScenes detection class; nearest: {', '.join(nearest)}")
     return np.array([class_names.index(n) if n in class_names else -1 for n in detection_names], np.int64)
-
-
-def _describe_faults(folder: Path, faults: Sequence) -> str:
-    shown = "\n  ".join(map(str, faults[:5]))
-    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
-    plural = "s" if len(faults) > 1 else ""
-    return f"{folder} has {len(faults)} broken record{plural} (data.on_error: skip leaves them out):\n  {shown}{more}"

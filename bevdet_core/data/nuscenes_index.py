@@ -8,14 +8,10 @@ columns: it opens in milliseconds without the devkit, and processes that read it
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
-import os
-import stat
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +21,7 @@ from .. import boxes3d
 from ..geometry import quaternion_to_matrix, yaw_of
 from ..structures import Camera
 from .images import SampleError
+from .index_file import file_stamp, index_path, open_fresh, read_index, text_of
 from .nuscenes_tables import FIELDS, Fault, read_tables
 
 FORMAT = 1  # raise it whenever the content of an index changes
@@ -81,18 +78,14 @@ class NuScenesIndex:
 
     def __init__(self, path: Path) -> None:
         """Map an index file that `open_index` has built."""
-        from safetensors import safe_open
-
         self.path = path
-        with safe_open(path, framework="pt") as file:
-            info = json.loads(file.metadata()["info"])
-            self._text = {}
-            for name in file.keys():  # noqa: SIM118
-                array = file.get_tensor(name).numpy()  # a view of the mapped file: pages are read when touched
-                if name in ("sample_token", "box_token", "camera_file"):
-                    self._text[name] = array.view(f"S{array.shape[-1]}")[..., 0]
-                else:
-                    setattr(self, name, array)
+        self._text = {}
+        columns, info = read_index(path)
+        for name, column in columns.items():
+            if name in ("sample_token", "box_token", "camera_file"):
+                self._text[name] = text_of(column)
+            else:
+                setattr(self, name, column)
         self.scenes: list[str] = info["scenes"]
         self.cameras: list[str] = info["cameras"]
         self.categories: list[str] = info["categories"]
@@ -194,8 +187,6 @@ class NuScenesIndex:
 def open_index(root: str | Path, version: str, index_dir: str | Path | None = None) -> NuScenesIndex:
     """Open the index of a nuScenes data set; build it first where there is none or the tables have changed.
 
-    It is written aside and renamed, and processes that start at once wait for the one that builds.
-
     Args:
         root: the folder that holds the tables' folder.
         version: the tables' folder, v1.0-trainval for example.
@@ -205,70 +196,19 @@ def open_index(root: str | Path, version: str, index_dir: str | Path | None = No
         FileNotFoundError: there is no such version.
         SampleError: a table is missing or damaged. Single broken records are left out: see `NuScenesIndex.faults`.
     """
-    from filelock import FileLock
-
     folder = Path(root) / version
     if not folder.is_dir():
         versions = sorted(path.name for path in Path(root).glob("v*") if path.is_dir())
         found = f"it has {', '.join(versions)}" if versions else "no folder there looks like one"
         raise FileNotFoundError(f"no nuScenes version {version!r} in {Path(root).absolute()}: {found}")
-    stamp = _stamp(folder)
-    path = _place(Path(root), version, index_dir)
-    if (index := _open_fresh(path, stamp)) is not None:
-        return index
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if (index := _open_fresh(path, stamp)) is None:
-            _build(folder, path, stamp)
-            index = NuScenesIndex(path)
-    return index
 
+    def build():
+        content = read_tables(folder)
+        return content.arrays, content.info
 
-def _open_fresh(path: Path, stamp: str) -> NuScenesIndex | None:
-    from safetensors import SafetensorError
-
-    try:
-        index = NuScenesIndex(path)
-    except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or one of another format
-        return None
-    return index if index.stamp == stamp else None
-
-
-def _build(folder: Path, path: Path, stamp: str) -> None:
-    from safetensors.numpy import save_file
-
-    content = read_tables(folder)
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in content.arrays.items()},
-            aside,
-            {"info": json.dumps({**content.info, "stamp": stamp})},
-        )
-        aside.chmod(0o644)  # safetensors writes for the owner alone; a root is often shared
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    return open_fresh(index_path(Path(root), version, index_dir), _stamp(folder), NuScenesIndex, build)
 
 
 def _stamp(folder: Path) -> str:
     """What an index must have been built from to be fresh: the format, and every table's size and time of change."""
-    parts: list[Any] = [FORMAT]
-    for name in (*FIELDS, "splits"):
-        path = folder / f"{name}.json"
-        status = path.stat() if path.exists() else None
-        parts.append([name, status and status.st_size, status and status.st_mtime_ns])
-    return json.dumps(parts)
-
-
-def _place(root: Path, version: str, index_dir: str | Path | None) -> Path:
-    if index_dir is None and _writable(root):
-        return root / f"bevdet-index-{version}.safetensors"
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bevdet"
-    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return Path(index_dir or cache) / f"nuscenes-{version}-{name}.safetensors"
-
-
-def _writable(folder: Path) -> bool:
-    # To the superuser everything is writable; a folder that nobody may write to is to stay as it is all the same.
-    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
+    return json.dumps([FORMAT, *(file_stamp(folder / f"{name}.json") for name in (*FIELDS, "splits"))])

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..geometry import pose
 from .images import SampleError
+from .index_file import text_column, text_of
 
 Record = dict[str, Any]
 
@@ -129,7 +130,7 @@ def _read_samples(folder: Path, faults: list[Fault]) -> Arrays:
     found.sort()
     return Arrays(
         {
-            "sample_token": _text([token for _, _, token in found]),
+            "sample_token": text_column([token for _, _, token in found]),
             "sample_scene": np.array([scene for scene, _, _ in found], np.int32),
             "timestamp": np.array([time for _, time, _ in found], np.int64),
         },
@@ -210,7 +211,7 @@ def _read_frames(folder: Path, samples: Arrays, faults: list[Fault]) -> Arrays:
             "camera2lidar": global2lidar[:, None] @ sensor2global[:, :-1],
             "camera_intrinsic": np.ascontiguousarray(intrinsic[:, :-1]),
             "camera_size": np.ascontiguousarray(size[:, :-1]),
-            "camera_file": _text([file for row in files for file in row[:-1]]).reshape(count, len(cameras), -1),
+            "camera_file": text_column([file for row in files for file in row[:-1]]).reshape(count, len(cameras), -1),
         },
         {"cameras": cameras},
     )
@@ -273,7 +274,7 @@ def _read_annotations(folder: Path, samples: Arrays, faults: list[Fault]) -> Arr
     return Arrays(
         {
             "box_start": np.searchsorted(codes[:, 0], np.arange(len(sample_rows) + 1)),
-            "box_token": _text(tokens)[order],
+            "box_token": text_column(tokens)[order],
             "box_translation": values_of[:, :3].copy(),
             "box_size": values_of[:, 3:6].copy(),
             "box_rotation": values_of[:, 6:].copy(),
@@ -369,13 +370,6 @@ def _splits(folder: Path, scenes: Sequence[str]) -> dict[str, list[int]]:
     return {split: sorted(rows[name] for name in names if name in rows) for split, names in splits.items()}
 
 
-def _text(strings: Sequence[str]) -> np.ndarray:
-    """Strings as rows of bytes [n, width] uint8, the form in which they go into the file."""
-    array = np.array([string.encode() for string in strings], "S")
-    return array.view(np.uint8).reshape(len(strings), -1) if len(strings) else np.zeros((0, 1), np.uint8)
-
-
-def _strings(rows: np.ndarray) -> list[str]:
-    """The inverse of `_text`."""
-    flat = np.ascontiguousarray(rows)
-    return [item.decode() for item in flat.view(f"S{flat.shape[-1]}").ravel()]
+def _strings(column: np.ndarray) -> list[str]:
+    """The strings of a text column."""
+    return [item.decode() for item in text_of(column)]

@@ -1,0 +1,133 @@
+"""Index files: what large JSON tables boil down to, built once and mapped into memory ever after.
+
+An index is one safetensors file of plain columns and a little JSON. It opens in milliseconds, processes that read it
+share its pages, and it remembers the stamp of the tables it was built from: another stamp makes it stale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+Index = TypeVar("Index")
+
+
+def read_index(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The columns of an index file, mapped and not yet read, and its JSON.
+
+    Raises:
+        FileNotFoundError: there is none.
+        SafetensorError: it is damaged.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        columns = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
+        return columns, json.loads(file.metadata()["info"])
+
+
+def open_fresh(
+    path: Path,
+    stamp: str,
+    open_index: Callable[[Path], Index],
+    build: Callable[[], tuple[Mapping[str, np.ndarray], Mapping[str, Any]]],
+) -> Index:
+    """Open an index; build it first where there is none or it is stale.
+
+    It is written aside and renamed, and processes that start at once wait for the one that builds.
+
+    Args:
+        path: the file.
+        stamp: what it must have been built from to be fresh.
+        open_index: makes an index with an attribute `stamp`, which its JSON holds, from the file.
+        build: gives columns and JSON.
+    """
+    from filelock import FileLock
+
+    if (index := _open_if_fresh(path, stamp, open_index)) is not None:
+        return index
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if (index := _open_if_fresh(path, stamp, open_index)) is None:
+            columns, info = build()
+            _write(path, columns, {**info, "stamp": stamp})
+            index = open_index(path)
+    return index
+
+
+def index_path(folder: Path, name: str, index_dir: str | Path | None = None) -> Path:
+    """Where the index of tables lies: in `index_dir`, or in their folder, or in the user's cache if that is read-only.
+
+    Args:
+        folder: of the tables.
+        name: tells several indices of one folder apart.
+        index_dir: see above.
+    """
+    if index_dir is None and _writable(folder):
+        return folder / f"bevdet-index-{name}.safetensors"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bevdet"
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    return Path(index_dir or cache) / f"{name}-{digest}.safetensors"
+
+
+def file_stamp(path: Path) -> list[Any]:
+    """What changes with a file: its name, size and time of change."""
+    status = path.stat() if path.exists() else None
+    return [path.name, status and status.st_size, status and status.st_mtime_ns]
+
+
+def text_column(strings: Sequence[str]) -> np.ndarray:
+    """Strings as rows of bytes [n, width] uint8, the form in which they go into the file."""
+    array = np.array([string.encode() for string in strings], "S")
+    return array.view(np.uint8).reshape(len(strings), -1) if len(strings) else np.zeros((0, 1), np.uint8)
+
+
+def text_of(
+    column: np.ndarray,  # [..., width] uint8
+) -> np.ndarray:
+    """A text column as an array of `bytes` [...], without a copy."""
+    return column.view(f"S{column.shape[-1]}")[..., 0]
+
+
+def describe_faults(origin: str | Path, faults: Sequence[object]) -> str:
+    """One message about broken records, with the first few."""
+    shown = "\n  ".join(map(str, faults[:5]))
+    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
+    plural = "s" if len(faults) > 1 else ""
+    return f"{origin} has {len(faults)} broken record{plural} (data.on_error: skip leaves them out):\n  {shown}{more}"
+
+
+def _open_if_fresh(path: Path, stamp: str, open_index: Callable[[Path], Index]) -> Index | None:
+    from safetensors import SafetensorError
+
+    try:
+        index = open_index(path)
+    except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or one of another format
+        return None
+    return index if index.stamp == stamp else None  # type: ignore[attr-defined]
+
+
+def _write(path: Path, columns: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save_file
+
+    aside = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        save_file(
+            {name: np.ascontiguousarray(column) for name, column in columns.items()}, aside, {"info": json.dumps(info)}
+        )
+        aside.chmod(0o644)  # safetensors writes for the owner alone; the tables' folder is often shared
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _writable(folder: Path) -> bool:
+    # To the superuser everything is writable; a folder that nobody may write to is to stay as it is all the same.
+    return os.access(folder, os.W_OK) and bool(folder.stat().st_mode & (stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH))
