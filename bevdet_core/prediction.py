@@ -70,7 +70,7 @@ def draw_samples(
     """Draw validation samples: with their truth from a configuration, with predictions beside it from a checkpoint."""
     detector = None if source.suffix in (".yaml", ".yml") else Detector.load(source, overrides=overrides)
     config = load_config(source, overrides) if detector is None else detector.config
-    dataset = build_dataset(config.data, training=False, transformed=False)
+    dataset = build_dataset(config.data, training=False)
     out.mkdir(parents=True, exist_ok=True)
     for name in samples:
         sample = dataset[_index(dataset, name)]
