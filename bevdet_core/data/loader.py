@@ -67,7 +67,8 @@ class SampleLoader(DataLoader):
         """Lines that say how many samples were skipped in the last pass, and which; none if there were none."""
         if not self.skipped:
             return []
-        return [f"skipped {len(self.skipped)} broken samples:", *(f"  {text}" for text in self.skipped.values())]
+        plural = "s" if len(self.skipped) > 1 else ""
+        return [f"skipped {len(self.skipped)} broken sample{plural}:", *(f"  {text}" for text in self.skipped.values())]
 
 
 def build_loader(

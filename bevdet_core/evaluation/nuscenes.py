@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -279,7 +280,7 @@ def _box_problem(box: Mapping[str, Any], token: str) -> str | None:
         if not isinstance(value, (list, tuple)) or len(value) != count:
             return f"{name} must be a list of {count} numbers, got {value!r}"
         try:
-            finite = bool(np.isfinite(value).all())
+            finite = all(map(math.isfinite, value))
         except TypeError:
             finite = False
         if not finite:
@@ -295,7 +296,7 @@ def _box_problem(box: Mapping[str, Any], token: str) -> str | None:
     if box.get("attribute_name") not in ATTRIBUTES:
         return f"unknown attribute_name {box.get('attribute_name')!r}; known: {', '.join(filter(None, ATTRIBUTES))}"
     score = box.get("detection_score")
-    if type(score) is not float or not np.isfinite(score):
+    if type(score) is not float or not math.isfinite(score):
         return f"detection_score must be a finite Python float, got {score!r} ({type(score).__name__})"
     return None
 
