@@ -68,6 +68,7 @@ class BackboneConfig:
         frozen_stages: the stem and this many stages get no gradient; 0 trains everything.
         out_stages: the stages (1 to 4, strides 4 to 32) whose feature maps go on to the neck.
         dilation: dilate the last stage instead of striding it (DC5).
+        deformable_stages: stages whose 3x3 convolutions are modulated deformable ones (DCNv2); depth 50 or 101.
         weights: file with torchvision-named weights to start from (.safetensors or .pth); none: random.
     """
 
@@ -78,6 +79,7 @@ class BackboneConfig:
     frozen_stages: int = 1
     out_stages: tuple[int, ...] = (2, 3, 4)
     dilation: bool = False
+    deformable_stages: tuple[int, ...] = ()
     weights: str | None = None
 
 
@@ -91,6 +93,8 @@ class Detr3dLossConfig:
         class_weight: focal loss.
         box_weight: L1 loss.
         code_weights: weight of each of the ten code numbers in the L1 loss.
+        drop_unknown: an object with an unknown velocity takes no part in the L1 loss at all, as in the release; false
+            leaves out its velocity alone.
     """
 
     class_cost: float = 2.0
@@ -98,6 +102,7 @@ class Detr3dLossConfig:
     class_weight: float = 2.0
     box_weight: float = 0.25
     code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
+    drop_unknown: bool = False
 
 
 @dataclass(frozen=True)

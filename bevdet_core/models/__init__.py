@@ -6,6 +6,8 @@ A detector offers `forward(batch: ImageBatch) -> Predictions` and
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 
 from .. import boxes3d
@@ -17,7 +19,7 @@ from .detr3d import Detr3d, Detr3dHead
 from .neck import FPN
 from .resnet import ResNet, load_backbone_weights
 
-__all__ = ["build_backbone", "build_criterion", "build_model"]
+__all__ = ["build_backbone", "build_criterion", "build_detr3d_head", "build_model"]
 
 
 def build_model(config: Detr3dConfig, num_classes: int, pretrained: bool = True) -> nn.Module:
@@ -34,7 +36,13 @@ def build_model(config: Detr3dConfig, num_classes: int, pretrained: bool = True)
     """
     backbone = build_backbone(config.backbone, pretrained)
     neck = FPN(backbone.out_channels, config.embed_dim, config.num_levels)
-    head = Detr3dHead(
+    head = build_detr3d_head(config, num_classes)
+    return Detr3d(backbone, neck, head, config.post_center_range, config.max_detections, config.score_threshold)
+
+
+def build_detr3d_head(config: Detr3dConfig, num_classes: int) -> Detr3dHead:
+    """The decoder and prediction heads alone, for features from elsewhere; see `build_model`."""
+    return Detr3dHead(
         num_classes=num_classes,
         num_cameras=config.num_cameras,
         num_levels=config.num_levels,
@@ -46,7 +54,6 @@ def build_model(config: Detr3dConfig, num_classes: int, pretrained: bool = True)
         dropout=config.dropout,
         pc_range=config.pc_range,
     )
-    return Detr3d(backbone, neck, head, config.post_center_range, config.max_detections, config.score_threshold)
 
 
 def build_backbone(config: BackboneConfig, pretrained: bool = True) -> ResNet:
@@ -59,6 +66,7 @@ def build_backbone(config: BackboneConfig, pretrained: bool = True) -> ResNet:
         frozen_stages=config.frozen_stages,
         out_stages=config.out_stages,
         dilation=config.dilation,
+        deformable_stages=config.deformable_stages,
     )
     if pretrained and config.weights is not None:
         load_backbone_weights(backbone, read_weights(config.weights), config.weights)
@@ -70,5 +78,6 @@ def build_criterion(config: Detr3dConfig) -> SetCriterion:
     loss = config.loss
     # The matcher leaves the velocity out: it is unknown for some targets.
     matcher = HungarianMatcher([FocalClassCost(loss.class_cost), BoxL1Cost(loss.box_cost, boxes3d.encode, numbers=8)])
-    box_loss = BoxL1Loss(loss.box_weight, boxes3d.encode, loss.code_weights)
+    unknown: Literal["box", "number"] = "box" if loss.drop_unknown else "number"
+    box_loss = BoxL1Loss(loss.box_weight, boxes3d.encode, loss.code_weights, unknown)
     return SetCriterion(matcher, [FocalLoss(loss.class_weight), box_loss], count="pairs")

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bevdet_ops import ModulatedDeformConv2d
+
 from ..checkpoint import load_weights
 
 Norm = Literal["frozen", "affine", "batch"]
@@ -70,7 +72,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, style: Style, norm: NormFactory) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, norm: NormFactory) -> None:
         super().__init__()
         self.conv1 = _conv(inputs, width, 3, stride, dilation)
         self.bn1 = norm(width)
@@ -85,17 +87,30 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, of ResNet-50 and 101."""
+    """1x1, 3x3 and 1x1 convolutions, of ResNet-50 and 101; the 3x3 may be a modulated deformable one."""
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, style: Style, norm: NormFactory) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        width: int,
+        stride: int,
+        dilation: int,
+        norm: NormFactory,
+        style: Style = "pytorch",
+        deformable: bool = False,
+    ) -> None:
         super().__init__()
         outputs = width * self.expansion
         first, second = (1, stride) if style == "pytorch" else (stride, 1)
         self.conv1 = _conv(inputs, width, 1, first)
         self.bn1 = norm(width)
-        self.conv2 = _conv(width, width, 3, second, dilation)
+        self.conv2: nn.Module
+        if deformable:
+            self.conv2 = ModulatedDeformConv2d(width, width, 3, second, dilation, dilation, bias=False)
+        else:
+            self.conv2 = _conv(width, width, 3, second, dilation)
         self.bn2 = norm(width)
         self.conv3 = _conv(width, outputs, 1)
         self.bn3 = norm(outputs)
@@ -121,6 +136,7 @@ class ResNet(nn.Module):
         out_stages: the stages, from 1 to 4 (strides 4 to 32), whose feature maps are returned. Later ones are not
             built.
         dilation: dilate the last stage instead of striding it (DC5; its stride is then 16).
+        deformable_stages: stages whose 3x3 convolutions are modulated deformable ones (DCNv2); bottlenecks only.
     """
 
     def __init__(
@@ -132,6 +148,7 @@ class ResNet(nn.Module):
         frozen_stages: int = 1,
         out_stages: Sequence[int] = (2, 3, 4),
         dilation: bool = False,
+        deformable_stages: Sequence[int] = (),
     ) -> None:
         super().__init__()
         if depth not in STAGE_BLOCKS:
@@ -143,29 +160,33 @@ class ResNet(nn.Module):
         make_norm: NormFactory = nn.BatchNorm2d
         if norm != "batch":
             make_norm = partial(FrozenBatchNorm2d, affine=norm == "affine")
-        block: type[BasicBlock | Bottleneck] = BasicBlock if depth < 50 else Bottleneck
+        if depth < 50 and deformable_stages:
+            raise ValueError(f"deformable_stages need the bottlenecks of depth 50 or 101, got depth {depth}")
+        expansion = BasicBlock.expansion if depth < 50 else Bottleneck.expansion
+
+        def block(stage: int, inputs: int, planes: int, stride: int, dilation: int) -> nn.Module:
+            if depth < 50:
+                return BasicBlock(inputs, planes, stride, dilation, make_norm)
+            return Bottleneck(inputs, planes, stride, dilation, make_norm, style, stage in deformable_stages)
+
         self.out_stages = tuple(out_stages)
-        self.out_channels = tuple(width * 2 ** (stage - 1) * block.expansion for stage in out_stages)
+        self.out_channels = tuple(width * 2 ** (stage - 1) * expansion for stage in out_stages)
         self.conv1 = _conv(3, width, 7, 2)
         self.bn1 = make_norm(width)
         self.stages = out_stages[-1]
         inputs = width
         for stage in range(1, self.stages + 1):
             planes = width * 2 ** (stage - 1)
-            stride, first_dilation, later_dilation = (1 if stage == 1 else 2), 1, 1
-            if dilation and stage == 4:
-                stride, later_dilation = 1, 2
-            blocks = [block(inputs, planes, stride, first_dilation, style, make_norm)]
-            inputs = planes * block.expansion
+            dilated = dilation and stage == 4
+            blocks = [block(stage, inputs, planes, 1 if stage == 1 or dilated else 2, 1)]
+            inputs = planes * expansion
             for _ in range(1, STAGE_BLOCKS[depth][stage - 1]):
-                blocks.append(block(inputs, planes, 1, later_dilation, style, make_norm))
+                blocks.append(block(stage, inputs, planes, 1, 2 if dilated else 1))
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        self._frozen = [self.conv1, self.bn1, *(self.stage(s) for s in range(1, min(frozen_stages, self.stages) + 1))]
-        if not frozen_stages:
-            self._frozen = []
+        self._frozen: list[nn.Module] = []
+        if frozen_stages:
+            built = range(1, min(frozen_stages, self.stages) + 1)
+            self._frozen = [self.conv1, self.bn1, *(self.stage(stage) for stage in built)]
         for module in self._frozen:
             module.requires_grad_(False)
 
@@ -210,7 +231,9 @@ def load_backbone_weights(backbone: ResNet, weights: Mapping[str, Tensor], origi
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     padding = (size - 1) // 2 * dilation
-    return nn.Conv2d(inputs, outputs, size, stride, padding, dilation, bias=False)
+    conv = nn.Conv2d(inputs, outputs, size, stride, padding, dilation, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return conv
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, norm: NormFactory) -> nn.Sequential | None:
