@@ -9,8 +9,10 @@ from .rig import CAMERA_AXES, rotation_from_angles
 
 _COLUMNS, _FOCAL_Y, _ABOVE, _BELOW = 270, 62.0, 16, 52
 _FARTHEST = 75.0
-_KEEP_ONE_IN = 12
-"""Rays that meet the ground or the scenery are thinned; every ray that meets a labelled object is kept."""
+_SCENERY_SHARE = 0.08
+_FULL_DENSITY = 20.0
+"""Few of the rays that meet the ground or the scenery are kept; of those that meet a labelled object all beyond 20 m,
+and ever fewer towards the vehicle, where they are dense."""
 
 
 def sweep(
@@ -29,7 +31,7 @@ def sweep(
         num_actors: the first so many solids are labelled objects.
         rotation: of the ego vehicle.
         position: of the lidar.
-        rng: decides which points of the ground and the scenery are kept.
+        rng: decides which points are kept.
 
     Returns:
         [N, 5]: x, y, z in the world (metres), intensity (0 to 255), ring (0 is the lowest).
@@ -43,11 +45,8 @@ def sweep(
         facing = rotation @ rotation_from_angles(0, 0, quarter * np.pi / 2) @ CAMERA_AXES
         seen = renderer.depth(Camera(facing, position, intrinsic, size), poses)
         labelled = (seen.solids >= 0) & (seen.solids < num_actors)
-        kept = (
-            (seen.depth > 0.5)
-            & (seen.depth < _FARTHEST)
-            & (labelled | (rng.integers(_KEEP_ONE_IN, size=ring.shape) == 0))
-        )
+        share = np.where(labelled, np.clip((seen.depth / _FULL_DENSITY) ** 2, 0.1, 1.0), _SCENERY_SHARE)
+        kept = (seen.depth > 0.5) & (seen.depth < _FARTHEST) & (rng.random(share.shape) < share)
         points = (rays[kept] * seen.depth[kept][:, None]) @ facing.T + position
         views.append(np.column_stack([points, seen.brightness[kept] * 255, ring[kept]]))
     return np.concatenate(views)

@@ -14,6 +14,9 @@ import numpy as np
 PLAIN, GLASS, FOLIAGE, FACADE, GLOWING = range(5)
 """Materials: how the shader treats a face."""
 
+INSET = 0.01
+"""Metres between a mesh and the sides of its box: a surface point is inside the box beyond doubt."""
+
 Colour = tuple[float, float, float]
 """Red, green and blue in [0, 1]."""
 
@@ -157,13 +160,12 @@ class MeshBuilder:
         self.solid(np.concatenate([a + ring, b + ring]), faces, [colour] * 6, material)
 
     def build(self, size: tuple[float, float, float] | None = None) -> Mesh:
-        """The mesh; with `size` (width, length, height) it is moved and scaled to fill that box on the ground."""
+        """The mesh; with `size` (width, length, height) it fills that box on the ground but for `INSET`."""
         vertices = np.concatenate(self._vertices)
         if size is not None:
             low, high = vertices.min(0), vertices.max(0)
-            extent = np.array([size[1], size[0], size[2]])
-            vertices = (vertices - (low + high) / 2) * (extent / (high - low))
-            vertices[:, 2] += size[2] / 2
+            extent = np.array([size[1], size[0], size[2]]) - 2 * INSET
+            vertices = (vertices - (low + high) / 2) * (extent / (high - low)) + [0, 0, size[2] / 2]
             scale = (high - low) / extent  # normals scale inversely
             normals = np.array(self._normals) * scale
             normals /= np.linalg.norm(normals, axis=1, keepdims=True)

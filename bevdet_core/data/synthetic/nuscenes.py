@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .nuscenes_scene import SceneJob, write_scene
+from .render import check_picture_arguments
 from .staging import is_complete, run_all, written_aside
 from .tables import TABLES, Row, fixed_tables, token
 
@@ -63,7 +64,11 @@ def synthesize_nuscenes(
         FileExistsError: `out` holds something else.
     """
     out = Path(out)
-    _check(scenes, frames_per_scene, image_size, jpeg_quality)
+    if scenes < 1:
+        raise ValueError(f"scenes must be at least 1, got {scenes}")
+    if frames_per_scene < 1:
+        raise ValueError(f"frames_per_scene must be at least 1, got {frames_per_scene}")
+    check_picture_arguments(image_size, supersample, jpeg_quality)
     val_scenes = max(1, round(scenes / 5)) if val_scenes is None else val_scenes
     if not 0 <= val_scenes <= scenes:
         raise ValueError(f"val_scenes must lie between 0 and scenes = {scenes}, got {val_scenes}")
@@ -100,17 +105,6 @@ def synthesize_nuscenes(
         for name in TABLES:
             (folder / version / f"{name}.json").write_text(json.dumps(tables[name], indent=0))
     return out
-
-
-def _check(scenes: int, frames: int, image_size: tuple[int, int], quality: int) -> None:
-    if scenes < 1:
-        raise ValueError(f"scenes must be at least 1, got {scenes}")
-    if frames < 1:
-        raise ValueError(f"frames_per_scene must be at least 1, got {frames}")
-    if len(image_size) != 2 or min(image_size) < 16:
-        raise ValueError(f"image_size must be (width, height) of at least 16 pixels each, got {tuple(image_size)}")
-    if not 1 <= quality <= 95:
-        raise ValueError(f"jpeg_quality must lie between 1 and 95, got {quality}")
 
 
 def _scene_names(version: str, train: int, val: int) -> list[str]:

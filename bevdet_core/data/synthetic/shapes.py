@@ -73,10 +73,6 @@ def _times(colour: Colour, factor: float) -> Colour:
     return (min(colour[0] * factor, 1.0), min(colour[1] * factor, 1.0), min(colour[2] * factor, 1.0))
 
 
-def _inside(size: Size) -> Size:
-    return (size[0] - 0.02, size[1] - 0.02, size[2] - 0.02)
-
-
 def _four_wheels(m: MeshBuilder, xs: tuple[float, ...], half_width: float, radius: float, thick: float) -> None:
     for x in xs:
         m.wheel(x, (-half_width, -half_width + thick), radius, RUBBER, STEEL)
@@ -140,7 +136,7 @@ def car(rng: np.random.Generator, size: Size) -> Mesh:
     _four_wheels(m, (-0.60 * a, 0.62 * a), b + 0.01, 0.185 * h + 0.02, 0.22)
     _lights(m, a - 0.01, -a + 0.01, 0.72 * b, 0.40 * h, 0.16 * b)
     m.box((a - 0.02, a + 0.015), (-0.45 * b, 0.45 * b), (0.25 * h, 0.35 * h), DARK)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def truck(rng: np.random.Generator, size: Size) -> Mesh:
@@ -198,7 +194,7 @@ def truck(rng: np.random.Generator, size: Size) -> Mesh:
         0.3,
     )
     _lights(m, a - 0.02, -a + 0.02, 0.76 * b, 0.85 * floor, 0.16 * b)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def bus(rng: np.random.Generator, size: Size) -> Mesh:
@@ -221,7 +217,7 @@ def bus(rng: np.random.Generator, size: Size) -> Mesh:
     m.box((-a - 0.015, -a + 0.02), (-0.75 * b, 0.75 * b), (0.52 * h, 0.76 * h), GLASS_TINT, GLASS)
     _four_wheels(m, (-0.58 * a, 0.60 * a), b + 0.01, 0.145 * h, 0.3)
     _lights(m, a, -a, 0.78 * b, 0.23 * h, 0.14 * b)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def trailer(rng: np.random.Generator, size: Size) -> Mesh:
@@ -246,7 +242,7 @@ def trailer(rng: np.random.Generator, size: Size) -> Mesh:
         y = (side_y * 0.75 * b - 0.3, side_y * 0.75 * b + 0.3)
         m.box((-a - 0.02, -a + 0.02), y, (0.24 * h, 0.28 * h), TAILLIGHT, GLOWING)
     m.box((-a - 0.01, -a + 0.02), (-0.03, 0.03), (floor, 0.98 * h), DARK)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def construction_vehicle(rng: np.random.Generator, size: Size) -> Mesh:
@@ -286,7 +282,7 @@ def construction_vehicle(rng: np.random.Generator, size: Size) -> Mesh:
         _times(DARK, 1.3),
     )
     m.lathe([(0.09, h), (0.09, h + 0.14)], (1.0, 0.55, 0.05), (-0.1 * a, 0.4 * b), 6, GLOWING)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def _person(
@@ -345,7 +341,7 @@ def pedestrian(rng: np.random.Generator, size: Size) -> Mesh:
     """Head, torso, two arms, two legs in mid-step; some wear a helmet and a backpack."""
     m = MeshBuilder()
     _person(m, rng, size[2], 0.24 * size[1], (0.35 * size[1], 0.40 * size[0]), bool(rng.random() < 0.25))
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def _rider(
@@ -408,7 +404,7 @@ def motorcycle(rng: np.random.Generator, size: Size, rider: bool) -> Mesh:
         m.rod((0.36 * a, -0.8 * w / 2, 0.95 * base), (0.30 * a, -0.8 * w / 2, h), 0.05, DARK)
     else:
         _rider(m, rng, (-0.30 * a, 0.72 * base), (0.34 * a, 0.95 * base), (-0.05 * a, 0.22), h)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def bicycle(rng: np.random.Generator, size: Size, rider: bool) -> Mesh:
@@ -453,7 +449,7 @@ def bicycle(rng: np.random.Generator, size: Size, rider: bool) -> Mesh:
         m.rod((head[0] - 0.02, -0.3 * w, 0.97 * base), (head[0] - 0.02, -0.3 * w, base), 0.04, DARK)
     else:
         _rider(m, rng, (seat[0], 0.90 * base), (head[0], 1.0 * base), (crank[0], 0.14), h)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def traffic_cone(rng: np.random.Generator, size: Size) -> Mesh:
@@ -467,7 +463,7 @@ def traffic_cone(rng: np.random.Generator, size: Size) -> Mesh:
     bands = ((0.06, 0.36, orange), (0.36, 0.55, white), (0.55, 0.72, orange), (0.72, 0.84, white), (0.84, 1.0, orange))
     for low, high, colour in bands:
         m.lathe([(b * (0.86 - 0.70 * low), low * h), (b * (0.86 - 0.70 * high), high * h)], colour, sides=9)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 def barrier(rng: np.random.Generator, size: Size) -> Mesh:
@@ -485,7 +481,7 @@ def barrier(rng: np.random.Generator, size: Size) -> Mesh:
         m.box((-a, a), (side * b - 0.07, side * b + 0.07), (0.0, 0.10 * h), DARK)
         m.box((-0.14 * a, 0.14 * a), (side * b - 0.05, side * b + 0.05), (0.0, 0.98 * h), STEEL)
     m.lathe([(0.06, h), (0.06, h + 0.12)], (1.0, 0.70, 0.10), (0.0, 0.8 * b), 6, GLOWING)
-    return m.build(_inside(size))
+    return m.build(size)
 
 
 SHAPES: dict[str, Callable[..., Mesh]] = {
