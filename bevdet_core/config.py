@@ -184,6 +184,8 @@ class NuScenesConfig:
         input_size: (height, width) to which images are resized; the aspect ratio is kept, what is too high is cut
             off at the top. None: as they are.
         augment: training-time augmentation.
+        object_range: (x0, y0, x1, y1) in metres, lidar frame: training leaves out the objects whose centre lies beyond,
+            which the reference points of a detector do not reach. None keeps all.
         cbgs: resample training frames so that rare classes come more often (CBGS, Zhu et al. 2019).
         on_error: a broken sample stops the run ("raise") or is skipped, counted and reported ("skip").
         index_dir: where the compact index of the tables is kept; default: the root, or the user's cache folder where
@@ -199,6 +201,7 @@ class NuScenesConfig:
     cameras: tuple[str, ...] = NUSCENES_CAMERAS
     input_size: tuple[int, int] | None = None
     augment: RigAugmentConfig = field(default_factory=RigAugmentConfig)
+    object_range: tuple[float, float, float, float] | None = (-51.2, -51.2, 51.2, 51.2)
     cbgs: bool = False
     on_error: Literal["raise", "skip"] = "raise"
     index_dir: str | None = None

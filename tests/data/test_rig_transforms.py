@@ -186,7 +186,7 @@ def test_a_window_beyond_the_image_shows_the_mean_colour() -> None:
 def test_objects_outside_an_area_are_left_out() -> None:
     sample = rig_sample()
     assert sample.targets is not None
-    out = KeepInRange((-10, -20, -5, 10, 20, 3))(sample)
+    out = KeepInRange((-10, -20, 10, 20))(sample)
     assert out.targets is not None
     x, y = sample.targets.boxes[:, 0], sample.targets.boxes[:, 1]
     assert out.targets.labels.tolist() == ((x.abs() < 10) & (y.abs() < 20)).nonzero()[:, 0].tolist()
@@ -200,6 +200,7 @@ def test_projections_stay_true_through_the_whole_training_pipeline(synthetic_roo
         version="v1.0-mini",
         input_size=(64, 128),
         augment=RigAugmentConfig(resize=(0.9, 1.3), crop=True, flip=0.5, rotation=0.4, scale=(0.95, 1.05)),
+        object_range=None,
     )
     dataset = NuScenesDataset(config, "mini_train", training=True)
     for i in range(len(dataset)):
@@ -216,6 +217,16 @@ def test_projections_stay_true_through_the_whole_training_pipeline(synthetic_roo
             ahead = depth[n] > 1
             homogeneous = torch.cat([before[n, ahead], torch.ones(int(ahead.sum()), 1)], 1)
             torch.testing.assert_close(after[n, ahead], (homogeneous @ change.T)[:, :2], rtol=0, atol=1e-2)
+
+
+def test_training_leaves_out_objects_beyond_reach() -> None:
+    sample = rig_sample()
+    assert sample.targets is not None
+    transform = rig_transform(NuScenesConfig(object_range=(-20, -20, 20, 20)), training=True)
+    out = transform(sample, np.random.default_rng(0))
+    assert out.targets is not None
+    assert 0 < len(out.targets) < len(sample.targets)
+    assert out.targets.boxes[:, :2].abs().max() < 20
 
 
 def test_inference_resizes_alone() -> None:
