@@ -32,6 +32,7 @@ from bevdet_ops.cuda_kernels import (
     level_arrays,
 )
 
+COMPILE_OPTIONS = ("--std=c++17",)
 COLUMN_BYTES = 2**28  # of unfolded input that a convolution holds at a time
 
 
@@ -69,7 +70,7 @@ def load_nvrtc() -> None:
 @functools.cache
 def _function(kernel: Kernel) -> Any:
     """A compiled kernel; CuPy keeps one binary per device behind it."""
-    module = _import_cupy().RawModule(code=kernel.source, options=("--std=c++17",))
+    module = _import_cupy().RawModule(code=kernel.source, options=COMPILE_OPTIONS)
     return module.get_function(kernel.name)
 
 

@@ -104,7 +104,7 @@ template <typename T, int VEC, int GROUP, int DIM, int LEVELS, int POINTS> struc
                 totals.activated[chunk] = 0;
             }
             SampleGradient<A> own_gradient = {};
-#pragma unroll 2
+#pragma unroll(CHUNKS > 2 ? 1 : 2)  // more would not fit the instruction cache
             for (int k = 0; k < GROUP; ++k) {
                 if (start + k >= head.points) break;
                 const SampleGradient<A> gradient =
