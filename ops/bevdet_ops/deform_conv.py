@@ -55,11 +55,11 @@ def deform_conv2d(
     check_float("weight", weight, device, "input")
     if weight.ndim != 4 or weight.shape[1] == 0 or C % weight.shape[1] != 0:
         raise shape_error("weight", weight, f"[O, I, kh, kw] with I a divisor of the input's {C} channels")
-    O, C_group, kh, kw = weight.shape
+    C_out, C_group, kh, kw = weight.shape
     groups, K = C // C_group, kh * kw
-    if groups == 0 or O == 0 or K == 0 or O % groups != 0:
+    if groups == 0 or C_out == 0 or K == 0 or C_out % groups != 0:
         raise ValueError(
-            f"weight's {O} kernels of {C_group} channels do not fit the input's {C} channels: "
+            f"weight's {C_out} kernels of {C_group} channels do not fit the input's {C} channels: "
             f"there are {groups} groups, and each needs the same number of kernels"
         )
 
@@ -83,8 +83,8 @@ def deform_conv2d(
             raise shape_error("mask", mask, f"[B={B}, G * kh * kw = {G * K}, Ho={Ho}, Wo={Wo}] to go with offset")
     if bias is not None:
         check_float("bias", bias, device, "input")
-        if bias.shape != (O,):
-            raise shape_error("bias", bias, f"[O={O}]")
+        if bias.shape != (C_out,):
+            raise shape_error("bias", bias, f"[O={C_out}]")
     autocast = torch.is_autocast_enabled(device.type)
     for name, parameter in (("weight", weight), ("bias", bias)):
         if parameter is not None and parameter.dtype != input.dtype and not autocast:
@@ -103,7 +103,7 @@ def deform_conv2d(
         dilations,
         deterministic,
     )
-    return output if bias is None else output + bias.to(output.dtype).view(1, O, 1, 1)
+    return output if bias is None else output + bias.to(output.dtype).view(1, C_out, 1, 1)
 
 
 def _pair(name: str, number: int | tuple[int, int], least: int) -> list[int]:

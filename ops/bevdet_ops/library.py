@@ -1,8 +1,7 @@
 """Registration with torch: schemas, fake kernels, autograd, autocast, vmap, and the choice of the back end by device.
 
-The back ends `cpu` and `cuda` are modules with the same five functions, so nothing here knows which one it calls.
-`reference` has the same forward functions and leaves the backward to autograd. The public functions have checked
-shapes, devices and dtypes before; back ends check nothing again.
+Every back end (`reference`, `cpu`, `cuda`) is a module with the same five functions, so nothing here knows which one
+it calls. The public functions have checked shapes, devices and dtypes before; back ends check nothing again.
 
     unavailable() -> str | None
         None where the back end can run, otherwise one sentence saying why not and what to install. Cheap.
@@ -102,18 +101,13 @@ def use_reference() -> Iterator[None]:
 @functools.cache
 def backend(device_type: str) -> ModuleType:
     """The module that serves tensors on `device_type`: the reference, with one warning, where its own cannot run."""
-    if device_type == "cuda":
+    if device_type in ("cpu", "cuda"):
         module = importlib.import_module(f"bevdet_ops.{device_type}")
         reason = module.unavailable()
         if reason is None:
             return module
         warnings.warn(f"bevdet_ops uses its slow reference on {device_type}: {reason}", RuntimeWarning, stacklevel=2)
     return reference
-
-
-@torch.compiler.assume_constant_result
-def _plain_pytorch(device_type: str) -> bool:
-    return _reference_forced or (device_type != "meta" and backend(device_type) is reference)
 
 
 def multi_camera_deformable_attention(
@@ -127,8 +121,8 @@ def multi_camera_deformable_attention(
     reduction: str,
     deterministic: bool,
 ) -> Tensor:
-    """The operator for checked arguments: the registered one, or plain PyTorch where no back end runs."""
-    if _plain_pytorch(value.device.type):
+    """The operator for checked arguments: the registered one, or plain PyTorch inside `use_reference`."""
+    if _reference_forced:
         return reference.forward(
             value,
             spatial_shapes,
@@ -162,13 +156,13 @@ def deform_conv2d(
     dilation: list[int],
     deterministic: bool,
 ) -> Tensor:
-    """Deformable convolution for checked arguments: the registered one, or plain PyTorch where no back end runs."""
-    if _plain_pytorch(input.device.type):
+    """Deformable convolution for checked arguments: the registered one, or plain PyTorch inside `use_reference`."""
+    if _reference_forced:
         return reference.deform_conv2d_forward(input, offset, mask, weight, stride, padding, dilation)
     return torch.ops.bevdet_ops.deform_conv2d(input, offset, mask, weight, stride, padding, dilation, deterministic)
 
 
-# Kernels. The dispatcher reaches them with real tensors of one device.
+# Kernels, for real tensors on any device.
 
 
 def _attention_kernel(value, *arguments):
@@ -191,11 +185,13 @@ def _deform_conv2d_backward_kernel(grad_output, input, *arguments):
     return tuple(input.new_empty(0) if grad is None else grad for grad in grads)
 
 
-for _key in ("CPU", "CUDA"):
-    LIBRARY.impl("multi_camera_deformable_attention", _attention_kernel, _key)
-    LIBRARY.impl("multi_camera_deformable_attention_backward", _attention_backward_kernel, _key)
-    LIBRARY.impl("deform_conv2d", _deform_conv2d_kernel, _key)
-    LIBRARY.impl("deform_conv2d_backward", _deform_conv2d_backward_kernel, _key)
+for _name, _kernel in (
+    ("multi_camera_deformable_attention", _attention_kernel),
+    ("multi_camera_deformable_attention_backward", _attention_backward_kernel),
+    ("deform_conv2d", _deform_conv2d_kernel),
+    ("deform_conv2d_backward", _deform_conv2d_backward_kernel),
+):
+    LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")
 
 
 # Fake kernels: shapes and dtypes, for torch.compile, torch.export and meta tensors.
