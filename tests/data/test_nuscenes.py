@@ -1,4 +1,5 @@
 import json
+import pickle
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -196,3 +197,12 @@ def test_lidar_points_fall_into_the_images_as_recorded(shared: Path, real_config
     inside = (pixels > 1) & (pixels < torch.tensor([1599, 899]))
     counts = (inside.all(-1) & (depth > 1)).sum(-1)[0].tolist()
     assert dict(zip((camera.name for camera in cameras), counts, strict=True)) == record
+
+
+def test_a_data_set_travels_to_other_processes_without_its_tables(config: NuScenesConfig) -> None:
+    dataset = NuScenesDataset(config, "mini_val", training=True)
+    packed = pickle.dumps(dataset)
+    assert len(packed) < 20_000
+    copy = pickle.loads(packed)
+    assert copy.tokens == dataset.tokens
+    torch.testing.assert_close(copy.targets(1).boxes, dataset.targets(1).boxes, equal_nan=True)
