@@ -3,40 +3,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from .render import Camera, Renderer, check_picture_arguments
-from .rig import CAMERA_AXES, rotation_from_angles
-from .shapes import SHAPES
-from .staging import is_complete, run_all, written_aside
-from .world import World, sample_world
+from .shapes import CLASSES
+from .staging import check_picture_arguments, is_complete, run_all, written_aside
 
 FORMAT = 1
 """Raised whenever the same arguments would give other bytes."""
 
-CATEGORIES: tuple[str, ...] = tuple(SHAPES)
-"""Category names; COCO's category id is the position plus one."""
-
-_IMAGES_PER_WORLD = 4
-_SECONDS = 4.0
-_EMPTY_SHARE = 0.04
-_MIN_PIXELS = 12
-_MIN_VISIBLE = 0.1
-
-
-@dataclass(frozen=True)
-class _Job:
-    folder: Path  # of the split's images
-    seed: int
-    index: int  # of the world
-    ids: tuple[int, ...]  # of its images
-    image_size: tuple[int, int]
-    supersample: int
-    quality: int
+_IMAGES_PER_STREET = 4
 
 
 def synthesize_coco(
@@ -100,83 +76,22 @@ def synthesize_coco(
     }
     if is_complete(out, manifest):
         return out
+    from .coco_street import StreetJob, render_street
+
     with written_aside(out, manifest) as folder:
-        jobs: list[_Job] = []
+        jobs: list[StreetJob] = []
         for split, count in (("train2017", images - val_images), ("val2017", val_images)):
             (folder / split).mkdir()
             first = 1 if split == "train2017" else images - val_images + 1
-            for start in range(first, first + count, _IMAGES_PER_WORLD):
-                ids = tuple(range(start, min(start + _IMAGES_PER_WORLD, first + count)))
-                jobs.append(_Job(folder / split, seed, len(jobs), ids, size, supersample, jpeg_quality))
-        results = run_all(_render_world, jobs, workers, "Rendering streets", progress)
+            for start in range(first, first + count, _IMAGES_PER_STREET):
+                ids = tuple(range(start, min(start + _IMAGES_PER_STREET, first + count)))
+                jobs.append(StreetJob(folder / split, seed, len(jobs), ids, size, supersample, jpeg_quality))
+        results = run_all(render_street, jobs, workers, "Rendering streets", progress)
         (folder / "annotations").mkdir()
         for split in ("train2017", "val2017"):
             rows = [result for job, result in zip(jobs, results, strict=True) if job.folder.name == split]
             _write_instances(folder / "annotations" / f"instances_{split}.json", rows, size)
     return out
-
-
-def run_lengths(mask: np.ndarray) -> list[int]:
-    """COCO's uncompressed run-length code of a mask [H, W]: alternating runs down the columns, zeros first."""
-    flat = np.concatenate([[False], mask.T.ravel(), [False]])
-    changes = np.flatnonzero(flat[1:] != flat[:-1])
-    lengths = np.diff(np.concatenate([[0], changes, [mask.size]]))
-    return [int(length) for length in (lengths if lengths[-1] else lengths[:-1])]
-
-
-def _render_world(job: _Job) -> list[tuple[int, list[dict[str, Any]]]]:
-    """Stores the pictures of one street; returns the image ids with their annotations, those without an id yet."""
-    from PIL import Image
-
-    rng = np.random.default_rng([job.seed, 1, job.index])
-    world = sample_world(rng, _SECONDS)
-    full = Renderer(world.meshes(), world.light, world.ground, job.supersample)
-    deserted = Renderer([mesh for mesh, _ in world.props], world.light, world.ground, job.supersample)
-    results = []
-    for image_id in job.ids:
-        time = rng.uniform(0, _SECONDS)
-        camera = _sample_camera(rng, world, time, job.image_size)
-        poses = world.poses(time)
-        annotations: list[dict[str, Any]] = []
-        if rng.random() < _EMPTY_SHARE:
-            picture = deserted.picture(camera, poses[len(world.actors) :])
-        else:
-            picture = full.picture(camera, poses)
-            for index, actor in enumerate(world.actors):
-                mask = picture.solids == index
-                area = int(mask.sum())
-                if area < _MIN_PIXELS or picture.visible[index] < _MIN_VISIBLE * picture.covered[index]:
-                    continue
-                rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-                x, y = int(columns[0]), int(rows[0])
-                annotations.append(
-                    {
-                        "image_id": image_id,
-                        "category_id": CATEGORIES.index(actor.name) + 1,
-                        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-                        "area": area,
-                        "iscrowd": 0,
-                        "segmentation": {"size": list(mask.shape), "counts": run_lengths(mask)},
-                    }
-                )
-        Image.fromarray(picture.image).save(job.folder / _file_name(image_id), quality=job.quality)
-        results.append((image_id, annotations))
-    return results
-
-
-def _sample_camera(rng: np.random.Generator, world: World, time: float, image_size: tuple[int, int]) -> Camera:
-    """A dash camera of any make: it looks any way, slightly down, from 1.3 to 2.3 m above the ground."""
-    width, height = image_size
-    heading = world.ego.angles(time)[2] + rng.uniform(-np.pi, np.pi)
-    rotation = rotation_from_angles(float(rng.normal(0, 0.01)), float(rng.uniform(-0.02, 0.14)), heading) @ CAMERA_AXES
-    position = np.array([*world.ego.position(time), rng.uniform(1.3, 2.3)])
-    focal = rng.uniform(0.65, 1.05) * width
-    intrinsic = np.array([[focal, 0, width / 2], [0, focal, height / 2], [0, 0, 1]])
-    return Camera(rotation, position, intrinsic, image_size)
-
-
-def _file_name(image_id: int) -> str:
-    return f"{image_id:012d}.jpg"
 
 
 def _write_instances(
@@ -188,9 +103,9 @@ def _write_instances(
     data = {
         "info": {"description": "Synthetic streets"},
         "licenses": [],
-        "categories": [{"id": i + 1, "name": name, "supercategory": "street"} for i, name in enumerate(CATEGORIES)],
+        "categories": [{"id": i + 1, "name": name, "supercategory": "street"} for i, name in enumerate(CLASSES)],
         "images": [
-            {"id": image_id, "file_name": _file_name(image_id), "width": width, "height": height}
+            {"id": image_id, "file_name": f"{image_id:012d}.jpg", "width": width, "height": height}
             for image_id, _ in pictures
         ],
         "annotations": [{"id": i + 1, **row} for i, row in enumerate(annotations)],

@@ -14,6 +14,9 @@ import numpy as np
 PLAIN, GLASS, FOLIAGE, FACADE, GLOWING = range(5)
 """Materials: how the shader treats a face."""
 
+Size = tuple[float, float, float]
+"""Width (y), length (x), height (z) in metres, the order of the nuScenes tables."""
+
 INSET = 0.01
 """Metres between a mesh and the sides of its box: a surface point is inside the box beyond doubt."""
 
@@ -159,7 +162,7 @@ class MeshBuilder:
         faces = [[0, 1, 2, 3], [4, 5, 6, 7]] + [[i, (i + 1) % 4, 4 + (i + 1) % 4, 4 + i] for i in range(4)]
         self.solid(np.concatenate([a + ring, b + ring]), faces, [colour] * 6, material)
 
-    def build(self, size: tuple[float, float, float] | None = None) -> Mesh:
+    def build(self, size: Size | None = None) -> Mesh:
         """The mesh; with `size` (width, length, height) it fills that box on the ground but for `INSET`."""
         vertices = np.concatenate(self._vertices)
         if size is not None:

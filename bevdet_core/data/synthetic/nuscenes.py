@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .nuscenes_scene import SceneJob, write_scene
-from .render import check_picture_arguments
-from .staging import is_complete, run_all, written_aside
+from .staging import check_picture_arguments, is_complete, run_all, written_aside
 from .tables import TABLES, Row, fixed_tables, token
 
 FORMAT = 1
@@ -89,6 +87,8 @@ def synthesize_nuscenes(
     }
     if is_complete(out, manifest):
         return out
+    from .nuscenes_scene import SceneJob, write_scene
+
     with written_aside(out, manifest) as folder:
         jobs = [
             SceneJob(

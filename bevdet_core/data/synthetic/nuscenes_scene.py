@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from .lidar import sweep
+from .mesh import Size
 from .render import Camera, Renderer
 from .rig import Sensor, quaternion, rotation_from_angles, sample_rig
-from .shapes import Size
 from .tables import CATEGORIES, TABLES, Row, attribute, token, visibility
 from .world import Actor, World, sample_world
 

@@ -203,16 +203,6 @@ class Renderer:
         return np.ascontiguousarray(poses, np.float64)
 
 
-def check_picture_arguments(image_size: tuple[int, int], supersample: int, jpeg_quality: int) -> None:
-    """Raises ValueError where an image cannot be rendered or stored as asked."""
-    if len(image_size) != 2 or min(image_size) < 16:
-        raise ValueError(f"image_size must be (width, height) of at least 16 pixels each, got {tuple(image_size)}")
-    if not 1 <= supersample <= 8:
-        raise ValueError(f"supersample must lie between 1 and 8, got {supersample}")
-    if not 1 <= jpeg_quality <= 95:
-        raise ValueError(f"jpeg_quality must lie between 1 and 95, got {jpeg_quality}")
-
-
 def pixel_rays(intrinsic: np.ndarray, image_size: tuple[int, int]) -> np.ndarray:
     """Directions through the middles of all pixels in the camera frame, z = 1 -> [H, W, 3]."""
     width, height = image_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .mesh import FACADE, FOLIAGE, GLOWING, Colour, Mesh, MeshBuilder
+from .paint import pick
 
 BAY, STOREY = 2.6, 3.2
 """Metres from window to window, across and upwards."""
@@ -28,20 +29,15 @@ LEAVES: tuple[Colour, ...] = (
 )
 
 
-def _jitter(rng: np.random.Generator, palette: tuple[Colour, ...], spread: float = 0.04) -> Colour:
-    colour = np.clip(np.array(palette[rng.integers(len(palette))]) + rng.uniform(-spread, spread, 3), 0.02, 0.98)
-    return (float(colour[0]), float(colour[1]), float(colour[2]))
-
-
 def building(rng: np.random.Generator, width: float, depth: float, storeys: int) -> Mesh:
     """A block of floors of 3.2 m with windows on all sides under a flat or a pitched roof; x is along `width`."""
-    wall = _jitter(rng, WALLS)
+    wall = pick(rng, WALLS, 0.04)
     height = STOREY * storeys + 0.8
     a, b = width / 2, depth / 2
     m = MeshBuilder()
     m.box((-a, a), (-b, b), (0.0, height), wall, FACADE)
     if storeys <= 3 and rng.random() < 0.7:
-        roof = _jitter(rng, ((0.52, 0.24, 0.18), (0.34, 0.30, 0.30), (0.45, 0.32, 0.24)))
+        roof = pick(rng, ((0.52, 0.24, 0.18), (0.34, 0.30, 0.30), (0.45, 0.32, 0.24)))
         m.prism([(-a - 0.5, height), (a + 0.5, height), (0.0, height + 0.32 * width)], (-b - 0.5, b + 0.5), roof)
     else:
         m.box((-a - 0.2, a + 0.2), (-b - 0.2, b + 0.2), (height, height + 0.5), (0.55, 0.54, 0.52))
@@ -51,7 +47,7 @@ def building(rng: np.random.Generator, width: float, depth: float, storeys: int)
 
 def tree(rng: np.random.Generator) -> Mesh:
     """A trunk under a round crown, or a conifer."""
-    leaves = _jitter(rng, LEAVES)
+    leaves = pick(rng, LEAVES, 0.04)
     height = rng.uniform(5.0, 9.0)
     m = MeshBuilder()
     trunk = rng.uniform(0.13, 0.22)
@@ -81,7 +77,7 @@ def bush(rng: np.random.Generator) -> Mesh:
     m = MeshBuilder()
     m.lathe(
         [(0.8 * r, 0.0), (r, 0.45 * r), (0.7 * r, 0.95 * r), (0.2 * r, 1.15 * r)],
-        _jitter(rng, LEAVES[:4]),
+        pick(rng, LEAVES[:4]),
         sides=9,
         material=FOLIAGE,
     )

@@ -1,4 +1,4 @@
-"""Writing a data set that is either complete or absent, with several processes and a progress bar."""
+"""What both writers share: checked arguments, a folder that is complete or absent, processes, a progress bar."""
 
 from __future__ import annotations
 
@@ -18,6 +18,16 @@ MANIFEST = "synthetic.json"
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def check_picture_arguments(image_size: tuple[int, int], supersample: int, jpeg_quality: int) -> None:
+    """Raises ValueError where an image cannot be rendered or stored as asked."""
+    if len(image_size) != 2 or min(image_size) < 16:
+        raise ValueError(f"image_size must be (width, height) of at least 16 pixels each, got {tuple(image_size)}")
+    if not 1 <= supersample <= 8:
+        raise ValueError(f"supersample must lie between 1 and 8, got {supersample}")
+    if not 1 <= jpeg_quality <= 95:
+        raise ValueError(f"jpeg_quality must lie between 1 and 95, got {jpeg_quality}")
 
 
 def is_complete(out: Path, manifest: dict[str, Any]) -> bool:

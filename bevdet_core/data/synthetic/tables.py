@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .rig import CAMERA_CHANNELS
-from .world import Actor
+
+if TYPE_CHECKING:
+    from .world import Actor
 
 Row = dict[str, Any]
 

@@ -12,8 +12,8 @@ import numpy as np
 
 from . import scenery
 from .ground import Ground
-from .mesh import Mesh
-from .shapes import SHAPES, Size
+from .mesh import Mesh, Size
+from .shapes import SHAPES
 from .sky import Light
 from .weather import sample_ground, sample_light
 
@@ -159,7 +159,7 @@ class _Planner:
 
     def __init__(self, rng: np.random.Generator, ego: EgoMotion, ground: Ground, duration: float) -> None:
         self.rng, self.ego, self.ground, self.duration = rng, ego, ground, duration
-        self.times = np.linspace(-0.1, duration + 0.1, max(5, int(duration / 0.4)))
+        self.times = np.linspace(-0.1, duration + 0.1, max(5, int(duration / 0.15)))
         self.ego_track = np.array([ego.position(t) for t in self.times])  # [T, 2]
         self.ego_yaw = np.array([ego.angles(t)[2] for t in self.times])
         heading = np.stack([np.cos(self.ego_yaw), np.sin(self.ego_yaw)], 1)
@@ -207,10 +207,10 @@ class _Planner:
             front = max(ground.pavement + depth, 20.0)
             x = -reach
             while x < reach:
-                bays = int(rng.integers(3, 8))
+                bays = 2 * int(rng.integers(2, 5))
                 width = scenery.BAY * bays
                 if rng.random() < 0.78 and not self._on_crossing(x, x + width, 3.5):
-                    house_depth = scenery.BAY * float(rng.integers(4, 6))
+                    house_depth = scenery.BAY * 2 * int(rng.integers(2, 4))
                     mesh = scenery.building(rng, width, house_depth, int(rng.integers(2, 6)))
                     props.append(
                         (

@@ -17,8 +17,7 @@ from nuscenes.utils.geometry_utils import BoxVisibility, points_in_box, view_poi
 from nuscenes.utils.splits import create_splits_scenes
 from PIL import Image
 
-from bevdet_core.data.synthetic import nuscenes as synthetic_nuscenes
-from bevdet_core.data.synthetic import synthesize_nuscenes
+from bevdet_core.data.synthetic import nuscenes_scene, synthesize_nuscenes
 
 CHANNELS = {
     "CAM_FRONT",
@@ -243,7 +242,7 @@ def test_a_complete_set_is_left_alone_and_another_is_refused(tmp_path: Path) -> 
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    render, calls = synthetic_nuscenes.write_scene, []
+    render, calls = nuscenes_scene.write_scene, []
 
     def interrupted(job: Any) -> Any:
         calls.append(job)
@@ -251,7 +250,7 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: p
             raise KeyboardInterrupt
         return render(job)
 
-    monkeypatch.setattr(synthetic_nuscenes, "write_scene", interrupted)
+    monkeypatch.setattr(nuscenes_scene, "write_scene", interrupted)
     with pytest.raises(KeyboardInterrupt):
         synthesize_nuscenes(tmp_path / "set", 2, 1, workers=1, **SMALL)
     assert len(calls) == 2

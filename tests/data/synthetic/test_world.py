@@ -29,11 +29,11 @@ def test_all_ten_classes_stand_in_range_in_nearly_every_scene() -> None:
     assert missing <= 1
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_nothing_touches_anything_at_any_time(seed: int) -> None:
     world = sample_world(np.random.default_rng(seed), SECONDS)
     grid = np.stack(np.meshgrid(np.linspace(-0.5, 0.5, 21), np.linspace(-0.5, 0.5, 9)), -1).reshape(-1, 2)
-    for time in np.linspace(0, SECONDS, 15):
+    for time in np.linspace(0, SECONDS, 36):
         yaw = world.ego.angles(time)[2]
         ahead = EGO_CENTRE * np.array([np.cos(yaw), np.sin(yaw)])
         boxes = [(world.ego.position(time) + ahead, yaw, EGO_SIZE)]
@@ -68,9 +68,9 @@ def test_the_same_generator_gives_the_same_scene() -> None:
 
 def test_a_long_drive_has_more_objects() -> None:
     def crowd(seconds: float) -> int:
-        return sum(len(sample_world(np.random.default_rng(seed), seconds).actors) for seed in range(3))
+        return sum(len(sample_world(np.random.default_rng(seed), seconds).actors) for seed in range(2))
 
-    assert crowd(20.0) > 1.3 * crowd(3.5)
+    assert crowd(14.0) > 1.3 * crowd(3.5)
 
 
 def test_ego_motion_is_a_circle_or_a_line() -> None:
