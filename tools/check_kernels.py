@@ -82,8 +82,8 @@ def main() -> int:
         parser.error(f"no kernel's name contains {arguments.only!r}")
     results = check_all(kernels, tuple(arguments.arch or ARCHITECTURES))
     for result in results:
-        said = "FAIL" if "error" in result else "{registers:4d} registers {stack:4d} B local {spills:4d} B spilled".format(**result)
-        print(f"{result['kernel']:32s} {result['architecture']:7s} {said}")
+        report = "FAIL" if "error" in result else "{registers:4d} registers, {stack} B local, {spills} B spilled"
+        print(f"{result['kernel']:32s} {result['architecture']:7s} {report.format(**result)}")
     failed = [result for result in results if "error" in result]
     for result in failed:
         print(f"\n{result['kernel']} {result['architecture']}:\n{result['error']}", file=sys.stderr)

@@ -1,8 +1,8 @@
 """The CUDA back end: raw kernels, compiled by NVRTC through CuPy at first use for the card at hand, cached on disk.
 
 `library` describes the functions' arguments, `cuda_kernels` chooses the kernels, `csrc/` holds them. Kernels run on
-torch's current stream of the tensors' device and nothing waits for them: calls can be captured into CUDA graphs once the
-kernels they need have been compiled by a call before.
+torch's current stream of the tensors' device and nothing waits for them: a call can be captured into a CUDA graph once
+a call before has compiled its kernels.
 """
 
 from __future__ import annotations
@@ -239,7 +239,9 @@ def _gather(input: Tensor, offset: Tensor, mask: Tensor | None, weight: Tensor, 
     """Unfolded input, [B, groups, C / groups * K, Ho * Wo]."""
     B, C = input.shape[:2]
     K, pixels = weight[0, 0].numel(), offset[0, 0].numel()
-    columns = torch.empty((B, C // weight.shape[1], weight.shape[1] * K, pixels), dtype=input.dtype, device=input.device)
+    columns = torch.empty(
+        (B, C // weight.shape[1], weight.shape[1] * K, pixels), dtype=input.dtype, device=input.device
+    )
     kernel = convolution_kernel("gather", input.dtype)
     grid = convolution_grid(kernel, offset.numel() // 2, C // int(problem["offset_groups"]))
     launch(kernel, grid, [input, offset, mask, columns], problem, [columns])
@@ -316,7 +318,9 @@ def _problem(
     problem = np.zeros((), PROBLEM)
     problem["value_stride_b"], problem["value_stride_n"], problem["value_stride_s"] = value.stride()[:3]
     problem["B"], problem["N"], problem["S"], problem["M"], problem["D"] = value.shape
-    problem["Q"], problem["reference_levels"], problem["anchors"], problem["reference_numbers"] = reference_points.shape[2:]
+    problem["Q"], problem["reference_levels"], problem["anchors"], problem["reference_numbers"] = (
+        reference_points.shape[2:]
+    )
     problem["L"], problem["P"] = attention_weights.shape[-2:]
     shared = [("weight", attention_weights, "bnqm")]
     if sampling_offsets is not None:

@@ -10,8 +10,9 @@ import random
 from collections.abc import Sequence
 
 import torch
-from bevdet_ops import reference
 from torch import Tensor
+
+from bevdet_ops import reference
 
 NEEDS_ALL = (True, True, True, True)
 # Half a unit in the last place of what is stored, plus rounding of the arithmetic, relative to the largest entry.
@@ -140,7 +141,7 @@ def assert_matches(case: Case, output: Tensor, grads: Sequence[Tensor | None]) -
     """Raise an AssertionError that names what differs from the reference by more than rounding explains."""
     expected_output, expected_grads = expected(case)
     value, _, points, offsets, weights, *_ = tensors(case)
-    _assert_close("output", output, expected_output, case.dtype, case.dtype)
+    assert_close("output", output, expected_output, case.dtype, case.dtype)
     names = ("value", "reference_points", "sampling_offsets", "attention_weights")
     inputs = (value, points, offsets, weights)
     for name, tensor, grad, reference_grad, needed in zip(
@@ -149,11 +150,13 @@ def assert_matches(case: Case, output: Tensor, grads: Sequence[Tensor | None]) -
         if not needed or tensor is None:
             assert grad is None, f"the gradient of {name} was not asked for"
             continue
-        assert grad is not None and grad.shape == tensor.shape, f"gradient of {name}: {grad}"
-        _assert_close(f"gradient of {name}", grad, reference_grad, tensor.dtype, case.dtype)
+        assert grad is not None, f"no gradient of {name}"
+        assert grad.shape == tensor.shape, f"the gradient of {name} has shape {list(grad.shape)}"
+        assert_close(f"gradient of {name}", grad, reference_grad, tensor.dtype, case.dtype)
 
 
-def _assert_close(name: str, found: Tensor, wanted: Tensor, stored: torch.dtype, dtype: torch.dtype) -> None:
+def assert_close(name: str, found: Tensor, wanted: Tensor, stored: torch.dtype, dtype: torch.dtype) -> None:
+    """`stored`: the dtype that `found` should have; `dtype`: that of the value."""
     assert found.dtype == stored, f"{name} is {found.dtype}"
     found = found.detach().cpu().double()
     if wanted.numel() == 0:
