@@ -171,14 +171,21 @@ class GIoULoss:
 
 @dataclass(frozen=True)
 class CardinalityError:
-    """Metric: difference between the numbers of targets and of queries whose best class is not the last one."""
+    """Metric: difference between the numbers of targets and of queries that claim an object.
 
+    Args:
+        no_object: a query claims one if its best class is not the last one, "no object"; the Deformable DETR release
+            counts so too, although it has no such class. False: if a class has more than half the probability.
+    """
+
+    no_object: bool = True
     weight: None = None
     name: str = "cardinality_error"
 
     @torch.no_grad()
     def __call__(self, layers: MatchedLayers) -> Tensor:
-        found = (layers.logits.argmax(-1) != layers.logits.shape[-1] - 1).sum(2)  # [L, B]
+        best, label = layers.logits.max(-1)
+        found = ((label != layers.logits.shape[-1] - 1) if self.no_object else best > 0).sum(2)  # [L, B]
         wanted = torch.tensor([len(target) for target in layers.targets], device=found.device)
         return (found - wanted).abs().to(layers.logits.dtype).mean(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from argparse import Namespace
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -33,7 +34,9 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        # Training scripts store their arguments beside the weights; a namespace is nothing but its values.
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: damaged, or it holds Python objects beside the weights, which are never executed here: {error}"
