@@ -249,4 +249,5 @@ def _depth_inside(points: np.ndarray, centre: np.ndarray, yaw: float, size: Size
     """How far points [N, 3] lie inside a box, metres [N]: the distance to the nearest side, negative outside."""
     local = (points - centre) @ rotation_from_angles(0, 0, yaw)
     half = np.array([size[1], size[0], size[2]]) / 2
-    return (half - np.abs(local)).min(1)
+    inset = half - np.abs(local)
+    return np.minimum(np.minimum(inset[:, 0], inset[:, 1]), inset[:, 2])
