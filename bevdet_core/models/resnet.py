@@ -129,6 +129,8 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50 or 101 layers.
         width: channels of the stem; 64 is the published network.
+        stages: (blocks, width) of each of the four stages, where they are not those of `depth` and `width`. A stage of
+            bottlenecks has four times its width in channels.
         style: where the stride of a bottleneck sits: "pytorch" in its 3x3, "caffe" in its first 1x1 convolution.
         norm: "batch" learns statistics, scale and shift; "affine" keeps the statistics it is given and learns scale
             and shift; "frozen" keeps both.
@@ -143,6 +145,7 @@ class ResNet(nn.Module):
         self,
         depth: int = 50,
         width: int = 64,
+        stages: Sequence[tuple[int, int]] | None = None,
         style: Style = "pytorch",
         norm: Norm = "frozen",
         frozen_stages: int = 1,
@@ -162,6 +165,10 @@ class ResNet(nn.Module):
             make_norm = partial(FrozenBatchNorm2d, affine=norm == "affine")
         if depth < 50 and deformable_stages:
             raise ValueError(f"deformable_stages need the bottlenecks of depth 50 or 101, got depth {depth}")
+        if stages is None:
+            stages = [(blocks, width * 2**i) for i, blocks in enumerate(STAGE_BLOCKS[depth])]
+        if len(stages) != 4:
+            raise ValueError(f"a ResNet has four stages, got {len(stages)}: {stages}")
         expansion = BasicBlock.expansion if depth < 50 else Bottleneck.expansion
 
         def block(stage: int, inputs: int, planes: int, stride: int, dilation: int) -> nn.Module:
@@ -170,17 +177,16 @@ class ResNet(nn.Module):
             return Bottleneck(inputs, planes, stride, dilation, make_norm, style, stage in deformable_stages)
 
         self.out_stages = tuple(out_stages)
-        self.out_channels = tuple(width * 2 ** (stage - 1) * expansion for stage in out_stages)
+        self.out_channels = tuple(stages[stage - 1][1] * expansion for stage in out_stages)
         self.conv1 = _conv(3, width, 7, 2)
         self.bn1 = make_norm(width)
         self.stages = out_stages[-1]
         inputs = width
-        for stage in range(1, self.stages + 1):
-            planes = width * 2 ** (stage - 1)
+        for stage, (count, planes) in enumerate(stages[: self.stages], 1):
             dilated = dilation and stage == 4
             blocks = [block(stage, inputs, planes, 1 if stage == 1 or dilated else 2, 1)]
             inputs = planes * expansion
-            for _ in range(1, STAGE_BLOCKS[depth][stage - 1]):
+            for _ in range(1, count):
                 blocks.append(block(stage, inputs, planes, 1, 2 if dilated else 1))
             self.add_module(f"layer{stage}", nn.Sequential(*blocks))
         self._frozen: list[nn.Module] = []
@@ -214,19 +220,27 @@ class ResNet(nn.Module):
 
 
 def load_backbone_weights(backbone: ResNet, weights: Mapping[str, Tensor], origin: str) -> None:
-    """Load torchvision-named weights, of which the classifier and stages that were not built are left out.
+    """Load torchvision-named weights, of a classifier or of a detector whose backbone is one of these.
+
+    The classifier, the rest of a detector, and stages that were not built are left out. Offset convolutions of
+    deformable stages may be missing, as in ImageNet weights; they start at zero.
 
     Raises:
         CheckpointError: names or shapes that do not fit, each by name.
     """
+    for prefix in ("backbone.", "img_backbone."):
+        if any(name.startswith(prefix) for name in weights):
+            weights = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
     own = backbone.state_dict()
-    # A frozen norm needs no counter of batches; files may or may not have one.
-    fitting = {n: t for n, t in own.items() if n.endswith("num_batches_tracked")}
+    # A frozen norm has no counter of batches; files may or may not hold one.
+    optional = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") or ".conv_offset." in n}
     unbuilt = ("fc.", *(f"layer{stage}." for stage in range(backbone.stages + 1, 5)))
-    for name, tensor in weights.items():
-        if not name.startswith(unbuilt) and (name in own or not name.endswith("num_batches_tracked")):
-            fitting[name] = tensor
-    load_weights(backbone, fitting, origin)
+    fitting = {
+        name: tensor
+        for name, tensor in weights.items()
+        if not name.startswith(unbuilt) and (name in own or not name.endswith("num_batches_tracked"))
+    }
+    load_weights(backbone, optional | fitting, origin)
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:

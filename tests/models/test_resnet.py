@@ -191,6 +191,20 @@ class TestWeightsFiles:
         config = BackboneConfig(depth=18, width=8, out_stages=(2, 3), weights=str(tmp_path / "r18.safetensors"))
         assert torch.equal(build_backbone(config).layer3[1].bn2.bias, weights["layer3.1.bn2.bias"])
 
+    @pytest.mark.parametrize("prefix", ["backbone.", "img_backbone."])
+    def test_a_detector_gives_its_backbone(self, weights, tmp_path, prefix):
+        detector = {prefix + name: t for name, t in weights.items() if not name.startswith("fc.")}
+        torch.save({"state_dict": detector | {"bbox_head.scale": torch.ones(1)}}, tmp_path / "detector.pth")
+        assert torch.equal(self.load(tmp_path / "detector.pth").conv1.weight, weights["conv1.weight"])
+
+    def test_deformable_stages_start_from_plain_weights(self, tmp_path):
+        plain = ResNet(50, **SMALL)
+        save_file(plain.state_dict(), tmp_path / "r50.safetensors")
+        config = BackboneConfig(50, width=8, deformable_stages=(4,), weights=str(tmp_path / "r50.safetensors"))
+        deformable = build_backbone(config).layer4[2].conv2
+        assert torch.equal(deformable.weight, plain.layer4[2].conv2.weight)
+        assert not deformable.conv_offset.weight.any()
+
     def test_files_are_not_read_for_a_checkpoint(self):
         build_backbone(BackboneConfig(depth=18, width=8, weights="missing.pth"), pretrained=False)
 

@@ -60,6 +60,9 @@ def detr3d_config(model: Mapping[str, Any], code_weights: Tensor) -> Detr3dConfi
     order = ["self_attn", "norm", "cross_attn", "norm", "ffn", "norm"]
     if list(layer["operation_order"]) != order:
         raise ValueError(f"operation_order must be {order}")
+    focal = head["loss_cls"]
+    if (focal["type"], focal["gamma"], focal["alpha"]) != ("FocalLoss", 2.0, 0.25):
+        raise ValueError("loss_cls must be a FocalLoss with gamma 2 and alpha 0.25")
     costs = model["train_cfg"]["pts"]["assigner"]
     coder = head["bbox_coder"]
     backbone, num_levels = BackboneConfig(), cross_attention.get("num_levels", 4)
@@ -83,7 +86,7 @@ def detr3d_config(model: Mapping[str, Any], code_weights: Tensor) -> Detr3dConfi
         loss=Detr3dLossConfig(
             class_cost=costs["cls_cost"]["weight"],
             box_cost=costs["reg_cost"]["weight"],
-            class_weight=head["loss_cls"]["loss_weight"],
+            class_weight=focal["loss_weight"],
             box_weight=head["loss_bbox"]["loss_weight"],
             code_weights=tuple(code_weights.tolist()),
             drop_unknown=True,
