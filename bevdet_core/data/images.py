@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 
 class SampleError(ValueError):
@@ -15,18 +15,48 @@ class SampleError(ValueError):
     """
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
     """The pixels [H, W, 3] uint8 RGB of an image file.
 
+    Args:
+        path: the file.
+        upright: turn the image as its EXIF orientation says, which is how viewers show it.
+
     Raises:
-        SampleError: the file is missing, truncated, or no image.
+        SampleError: the file is missing, truncated, no image, or too large to be one.
     """
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return pixels_of(image, upright)
     except FileNotFoundError:
         raise SampleError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
         raise SampleError(f"image {path} is not an image file, or its header is damaged") from None
-    except (OSError, SyntaxError) as error:  # Pillow reports a damaged PNG chunk as a SyntaxError
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        # Pillow reports a damaged PNG chunk as a SyntaxError.
         raise SampleError(f"image {path} cannot be decoded: {error}") from error
+
+
+def pixels_of(image: Image.Image, upright: bool = False) -> np.ndarray:
+    """The pixels [H, W, 3] uint8 RGB of a Pillow image of any mode; transparency is dropped, 16 bits become 8.
+
+    Args:
+        image: the image.
+        upright: see `read_image`.
+    """
+    if upright and _orientation(image) != 1:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # integers of 16 or 32 bits, in which 16-bit greyscale files arrive
+        values = np.asarray(image)
+        grey = values >> 8 if image.mode != "I" or values.max() > 255 else values
+        return np.repeat(grey.astype(np.uint8)[..., None], 3, 2)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except SyntaxError:  # damaged EXIF data say nothing about the picture
+        return 1
