@@ -46,24 +46,28 @@ class FrozenBatchNorm2d(nn.Module):
         self.register_buffer("running_mean", torch.zeros(channels))
         self.register_buffer("running_var", torch.ones(channels))
 
-    def scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """The layer as y = scale * x + shift, each [C]."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
     def forward(self, x: Tensor) -> Tensor:
-        scale, shift = self.scale_and_shift()
+        scale, shift = scale_and_shift(self)
         return x * scale[:, None, None] + shift[:, None, None]
 
 
+def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """A norm with the statistics that it holds, as y = scale * x + shift, each [C]."""
+    assert norm.running_mean is not None  # neither kind of norm is built without statistics
+    assert norm.running_var is not None
+    scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    return scale, norm.bias - norm.running_mean * scale
+
+
 def conv_norm(conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
-    """norm(conv(x)); a norm with fixed statistics is folded into the convolution.
+    """norm(conv(x)); a norm whose statistics stand still is folded into the convolution.
 
     Folded, it costs no pass over the feature map and keeps no copy of it for the backward pass.
     """
-    if not (isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d)):
+    moving = isinstance(norm, nn.BatchNorm2d) and norm.training
+    if moving or not isinstance(conv, nn.Conv2d) or not isinstance(norm, (FrozenBatchNorm2d, nn.BatchNorm2d)):
         return norm(conv(x))
-    scale, shift = norm.scale_and_shift()
+    scale, shift = scale_and_shift(norm)
     return F.conv2d(x, conv.weight * scale[:, None, None, None], shift, conv.stride, conv.padding, conv.dilation)
 
 
@@ -129,8 +133,6 @@ class ResNet(nn.Module):
     Args:
         depth: 18, 34, 50 or 101 layers.
         width: channels of the stem; 64 is the published network.
-        stages: (blocks, width) of each of the four stages, where they are not those of `depth` and `width`. A stage of
-            bottlenecks has four times its width in channels.
         style: where the stride of a bottleneck sits: "pytorch" in its 3x3, "caffe" in its first 1x1 convolution.
         norm: "batch" learns statistics, scale and shift; "affine" keeps the statistics it is given and learns scale
             and shift; "frozen" keeps both.
@@ -139,19 +141,21 @@ class ResNet(nn.Module):
             built.
         dilation: dilate the last stage instead of striding it (DC5; its stride is then 16).
         deformable_stages: stages whose 3x3 convolutions are modulated deformable ones (DCNv2); bottlenecks only.
+        stages: (blocks, width) of each of the four stages, where they are not those of `depth` and `width`. A stage of
+            bottlenecks has four times its width in channels.
     """
 
     def __init__(
         self,
         depth: int = 50,
         width: int = 64,
-        stages: Sequence[tuple[int, int]] | None = None,
         style: Style = "pytorch",
         norm: Norm = "frozen",
         frozen_stages: int = 1,
         out_stages: Sequence[int] = (2, 3, 4),
         dilation: bool = False,
         deformable_stages: Sequence[int] = (),
+        stages: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
         if depth not in STAGE_BLOCKS:

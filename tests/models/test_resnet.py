@@ -58,7 +58,7 @@ def test_agrees_with_transformers(depth: int, style: str, norm: str):
 
     torch.manual_seed(0)
     blocks, convs, expansion = ((2, 2, 2, 2), 2, 1) if depth == 18 else ((3, 4, 6, 3), 3, 4)
-    ours = ResNet(depth, 8, style, norm, frozen_stages=0, out_stages=(1, 2, 3, 4)).eval()
+    ours = ResNet(depth, 8, style=style, norm=norm, frozen_stages=0, out_stages=(1, 2, 3, 4)).eval()
     randomise(ours)
     theirs = ResNetModel(
         ResNetConfig(
@@ -112,8 +112,9 @@ def test_frozen_stages_neither_learn_nor_move():
             assert torch.equal(tensor, before[name]) == name.startswith(frozen)
 
 
-def test_a_norm_with_fixed_statistics_folds_into_its_convolution():
-    conv, norm = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False), FrozenBatchNorm2d(8, affine=True)
+@pytest.mark.parametrize("norm", [FrozenBatchNorm2d(8), FrozenBatchNorm2d(8, affine=True), nn.BatchNorm2d(8).eval()])
+def test_a_norm_whose_statistics_stand_still_folds_into_its_convolution(norm: nn.Module):
+    conv = nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False)
     randomise(norm)
     x = torch.randn(2, 3, 9, 9)
     plain = nn.functional.batch_norm(conv(x), norm.running_mean, norm.running_var, norm.weight, norm.bias)
