@@ -171,7 +171,7 @@ def sample_taps(rows, offset, offset_strides, mask, mask_strides, geometry, colu
     x = np.empty(count, columns.dtype)
     y = np.empty(count, columns.dtype)
     weight = np.empty(count, columns.dtype)
-    inside = np.empty(count, np.bool_)
+    inside = np.empty(count, np.int32)
     for pixel in range(begin, end):
         place_taps(offset, offset_strides, mask, mask_strides, geometry, pixel, 0, G, 0, x, y, weight)
         corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
@@ -199,8 +199,8 @@ def differentiate_taps(rows, offset, offset_strides, mask, mask_strides, geometr
     x = np.empty(count, dtype)
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
-    inside = np.empty(count, np.bool_)
-    dots = np.empty((count, 4), dtype)
+    inside = np.empty(count, np.int32)
+    dots = np.empty((4, count), dtype)
     grad_weight = np.empty(count, dtype)
     grad_x = np.empty(count, dtype)
     grad_y = np.empty(count, dtype)
@@ -236,7 +236,7 @@ def differentiate_rows(offset, offset_strides, mask, mask_strides, geometry, gra
     x = np.empty(count, dtype)
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
-    inside = np.empty(count, np.bool_)
+    inside = np.empty(count, np.int32)
     for item in range(begin, end):
         g, block = divmod(item, blocks)
         channel = g * group_channels + block * CHANNEL_BLOCK

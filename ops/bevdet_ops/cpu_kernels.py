@@ -13,6 +13,8 @@ from numba import njit
 
 from bevdet_ops.cpu_vector import dot_rows, gather_rows, scatter_rows
 
+i32 = np.int32  # numba widens sums of 32-bit integers to 64 bits, and vectors would hold half as many
+
 
 def cached_njit(function):
     """Compile at the first call, without the GIL, and keep the machine code on disk for later processes."""
@@ -30,40 +32,42 @@ def corners(count, x, y, weight, heights, widths, starts, index, factor, inside)
     """
     one = x.dtype.type(1)
     zero = x.dtype.type(0)
-    total = 0
+    total = i32(0)
     for s in range(count):
         W = widths[s]
         H = heights[s]
         within = (x[s] > -one) & (x[s] < x.dtype.type(W)) & (y[s] > -one) & (y[s] < x.dtype.type(H))
         xs = x[s] if within else zero
         ys = y[s] if within else zero
-        x0 = np.int32(xs)
-        y0 = np.int32(ys)
-        x0 -= np.int32(xs < x.dtype.type(x0))
-        y0 -= np.int32(ys < x.dtype.type(y0))
+        x0 = i32(xs)
+        y0 = i32(ys)
+        x0 = i32(x0 - i32(xs < x.dtype.type(x0)))
+        y0 = i32(y0 - i32(ys < x.dtype.type(y0)))
+        x1 = i32(x0 + i32(1))
+        y1 = i32(y0 + i32(1))
         lx = xs - x.dtype.type(x0)
         ly = ys - x.dtype.type(y0)
-        hx = one - lx if x0 >= 0 else zero
-        hy = one - ly if y0 >= 0 else zero
-        lx = lx if x0 + 1 < W else zero
-        ly = ly if y0 + 1 < H else zero
-        x1 = min(x0 + 1, W - 1)
-        y1 = min(y0 + 1, H - 1)
-        x0 = max(x0, np.int32(0))
-        y0 = max(y0, np.int32(0))
-        a = weight[s] if within else zero
-        top = starts[s] + y0 * W
-        bottom = starts[s] + y1 * W
+        hx = one - lx if x0 >= i32(0) else zero
+        hy = one - ly if y0 >= i32(0) else zero
+        lx = lx if x1 < W else zero
+        ly = ly if y1 < H else zero
+        x0 = max(x0, i32(0))
+        y0 = max(y0, i32(0))
+        x1 = min(x1, i32(W - i32(1)))
+        y1 = min(y1, i32(H - i32(1)))
+        top = i32(starts[s] + i32(y0 * W))
+        bottom = i32(starts[s] + i32(y1 * W))
         index[0, s] = top + x0
         index[1, s] = top + x1
         index[2, s] = bottom + x0
         index[3, s] = bottom + x1
+        a = weight[s] if within else zero
         factor[0, s] = a * hy * hx
         factor[1, s] = a * hy * lx
         factor[2, s] = a * ly * hx
         factor[3, s] = a * ly * lx
-        inside[s] = within
-        total += 1 if within else 0
+        inside[s] = i32(within)
+        total = i32(total + i32(within))
     return total
 
 
@@ -73,16 +77,17 @@ def drop_outside(first, last, inside, index, factor):
     kept = first
     for s in range(first, last):
         if inside[s]:
-            for corner in range(4):
-                index[corner, kept] = index[corner, s]
-                factor[corner, kept] = factor[corner, s]
+            if kept < s:
+                for corner in range(4):
+                    index[corner, kept] = index[corner, s]
+                    factor[corner, kept] = factor[corner, s]
             kept += 1
     return kept
 
 
 @cached_njit
 def slopes(count, x, y, weight, heights, widths, dots, grad_weight, grad_x, grad_y):
-    """Gradients of weight and pixel position from ``dots[s, c]``, the products of corner c's row and the gradient."""
+    """Gradients of weight and pixel position from ``dots[c, s]``, the products of corner c's row and the gradient."""
     one = x.dtype.type(1)
     zero = x.dtype.type(0)
     for s in range(count):
@@ -91,20 +96,20 @@ def slopes(count, x, y, weight, heights, widths, dots, grad_weight, grad_x, grad
         within = (x[s] > -one) & (x[s] < x.dtype.type(W)) & (y[s] > -one) & (y[s] < x.dtype.type(H))
         xs = x[s] if within else zero
         ys = y[s] if within else zero
-        x0 = np.int32(xs)
-        y0 = np.int32(ys)
-        x0 -= np.int32(xs < x.dtype.type(x0))
-        y0 -= np.int32(ys < x.dtype.type(y0))
+        x0 = i32(xs)
+        y0 = i32(ys)
+        x0 = i32(x0 - i32(xs < x.dtype.type(x0)))
+        y0 = i32(y0 - i32(ys < x.dtype.type(y0)))
         lx = xs - x.dtype.type(x0)
         ly = ys - x.dtype.type(y0)
-        left = within & (x0 >= 0)
-        right = within & (x0 + 1 < W)
-        top = y0 >= 0
-        bottom = y0 + 1 < H
-        top_left = dots[s, 0] if left & top else zero
-        top_right = dots[s, 1] if right & top else zero
-        bottom_left = dots[s, 2] if left & bottom else zero
-        bottom_right = dots[s, 3] if right & bottom else zero
+        left = within & (x0 >= i32(0))
+        right = within & (i32(x0 + i32(1)) < W)
+        top = y0 >= i32(0)
+        bottom = i32(y0 + i32(1)) < H
+        top_left = dots[0, s] if left & top else zero
+        top_right = dots[1, s] if right & top else zero
+        bottom_left = dots[2, s] if left & bottom else zero
+        bottom_right = dots[3, s] if right & bottom else zero
         upper = top_left + lx * (top_right - top_left)
         lower = bottom_left + lx * (bottom_right - bottom_left)
         a = weight[s] if within else zero
@@ -140,18 +145,24 @@ def place(reference, r, reference_strides, box, offsets, o, offset_strides, weig
                 base[2, level * P + p] = 1
                 base[3, level * P + p] = 1
             z = z + 1 if z + 1 < Z else 0
-    s = at
+    dense = offset_strides[1:] == (2 * P, 2, 1) and weight_strides[1:] == (P, 1)
     for m in range(M):
+        first = at + m * L * P
+        offset = o + m * offset_strides[0]
+        source = w + m * weight_strides[0]
+        if dense:  # as good as always; the vectoriser needs to see it
+            for s in range(L * P):
+                x[first + s] = base[0, s] + offsets[offset + 2 * s] * base[2, s]
+                y[first + s] = base[1, s] + offsets[offset + 2 * s + 1] * base[3, s]
+                weight[first + s] = weights[source + s]
+            continue
         for level in range(L):
-            offset = o + m * offset_strides[0] + level * offset_strides[1]
-            source = w + m * weight_strides[0] + level * weight_strides[1]
             for p in range(P):
-                x[s] = base[0, level * P + p] + offsets[offset] * base[2, level * P + p]
-                y[s] = base[1, level * P + p] + offsets[offset + offset_strides[3]] * base[3, level * P + p]
-                weight[s] = weights[source]
-                offset += offset_strides[2]
-                source += weight_strides[2]
-                s += 1
+                s = level * P + p
+                point = offset + level * offset_strides[1] + p * offset_strides[2]
+                x[first + s] = base[0, s] + offsets[point] * base[2, s]
+                y[first + s] = base[1, s] + offsets[point + offset_strides[3]] * base[3, s]
+                weight[first + s] = weights[source + level * weight_strides[1] + p * weight_strides[2]]
 
 
 @cached_njit
@@ -220,7 +231,7 @@ def attend(value, value_strides, reference, reference_strides, box, offsets, off
     x = np.empty(count, out.dtype)
     y = np.empty(count, out.dtype)
     weight = np.empty(count, out.dtype)
-    inside = np.empty(count, np.bool_)
+    inside = np.empty(count, np.int32)
     for item in range(begin, end):
         b = item // Q
         q = item - b * Q
@@ -259,8 +270,8 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
     x = np.empty(count, dtype)
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
-    inside = np.empty(count, np.bool_)
-    dots = np.empty((count, 4), dtype)
+    inside = np.empty(count, np.int32)
+    dots = np.empty((4, count), dtype)
     grad_weight = np.empty(count, dtype)
     grad_x = np.empty(count, dtype)
     grad_y = np.empty(count, dtype)
@@ -351,7 +362,7 @@ def differentiate_value(reference, reference_strides, box, offsets, offset_strid
     x = np.empty(count, dtype)
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
-    inside = np.empty(count, np.bool_)
+    inside = np.empty(count, np.int32)
     tables = np.empty((3, count), np.int32)
     queries = np.empty(QUERY_BLOCK, np.int64)
     for item in range(begin, end):

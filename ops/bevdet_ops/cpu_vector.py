@@ -45,21 +45,19 @@ def gather_rows(typing, width, rows, start, stride, index, factor, first, last, 
 
 @intrinsic(prefer_literal=True)
 def dot_rows(typing, width, rows, start, stride, index, first, last, other, position, dots):
-    """``dots[s, c] += <row of corner c of sample s, other[position:][:width]>`` for samples first..last."""
+    """``dots[c, s] += <row of corner c of sample s, other[position:][:width]>`` for samples first..last."""
 
     def codegen(context, builder, signature, arguments):
         _, rows_, start_, stride_, index_, first_, last_, other_, position_, dots_ = arguments
         vector = _vector(context, other, width)
         fixed = _load_vector(builder, _pointer(context, builder, other, other_, vector, position_))
         with cgutils.for_range(builder, last_, first_) as loop:
-            products = []
             for corner in range(4):
                 row_index = _load(context, builder, index, index_, corner, loop.index)
                 row = _row(context, builder, rows, rows_, start_, stride_, row_index, vector)
-                products.append(builder.fmul(row, fixed))
-            four = ir.VectorType(vector.element, 4)
-            target = _pointer(context, builder, dots, dots_, four, loop.index, ir.Constant(loop.index.type, 0))
-            _store_vector(builder, builder.fadd(_load_vector(builder, target), _sums(builder, products)), target)
+                target = _pointer(context, builder, dots, dots_, vector.element, corner, loop.index)
+                total = _sum(builder, builder.fmul(row, fixed))
+                builder.store(builder.fadd(builder.load(target), total), target)
         return context.get_dummy_value()
 
     i64 = types.int64
@@ -142,22 +140,13 @@ def _multiply_add(builder, a, b, c):
     return builder.fadd(builder.fmul(a, b, flags=FUSED), c, flags=FUSED)
 
 
-def _sums(builder, vectors):
-    """The sums over four vectors as one vector of four: fold and interleave, so that few lanes are idle."""
-    while vectors[0].type.count > 1:
-        vectors = [_fold(builder, vector) for vector in vectors]
-    four = ir.Constant(ir.VectorType(vectors[0].type.element, 4), ir.Undefined)
-    for lane, vector in enumerate(vectors):
-        scalar = builder.extract_element(vector, ir.Constant(I32, 0))
-        four = builder.insert_element(four, scalar, ir.Constant(I32, lane))
-    return four
-
-
-def _fold(builder, vector):
-    """The two halves of a vector, added."""
-    half = vector.type.count // 2
-    parts = [
-        builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(begin, begin + half))))
-        for begin in (0, half)
-    ]
-    return builder.fadd(*parts)
+def _sum(builder, vector):
+    """The sum over a vector: its halves are added until one lane is left."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        halves = [
+            builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half))))
+            for at in (0, half)
+        ]
+        vector = builder.fadd(*halves)
+    return builder.extract_element(vector, ir.Constant(I32, 0))
