@@ -20,54 +20,65 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bevdet_ops import cuda
-from bevdet_ops.cuda_kernels import Kernel, every_kernel
+from bevdet_ops import cuda_runtime
+from bevdet_ops.cuda_kernels import Kernel, every_kernel, source_text
 
 CACHE = Path(__file__).parents[1] / "build" / "nvrtc"
 ARCHITECTURES = ("sm_70", "sm_80", "sm_90", "sm_100")
+NUMBERS = {
+    "registers": r"Used (\d+) registers",
+    "stack": r"(\d+) bytes stack frame",
+    "spills": r"(\d+) bytes spill stores",
+}
 # What CuPy adds to the options that it is given.
-OPTIONS = (*cuda.COMPILE_OPTIONS, "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")
+OPTIONS = (*cuda_runtime.COMPILE_OPTIONS, "-ftz=true", "--device-as-default-execution-space", "--ptxas-options=-v")
 
 
-def check(kernel: Kernel, architecture: str) -> dict[str, Any]:
-    """Compile one kernel: {kernel, architecture, registers, stack, spills, cubin_bytes}, or {.., error}."""
-    cuda.load_nvrtc()
+def check(kernels: list[Kernel], architecture: str) -> list[dict[str, Any]]:
+    """Compile kernels of one file: {kernel, architecture, registers, stack, spills, warnings or error} of each."""
+    cuda_runtime.load_nvrtc()
     from cupy.cuda import nvrtc
 
-    key = json.dumps((kernel.source, architecture, OPTIONS, nvrtc.getVersion()))
+    source = source_text(kernels[0].file) + "".join(kernel.instantiation for kernel in kernels)
+    key = json.dumps((source, architecture, OPTIONS, nvrtc.getVersion()))
     cached = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     if cached.exists():
         return json.loads(cached.read_text())
-    result: dict[str, Any] = {"kernel": kernel.name, "architecture": architecture}
-    program = nvrtc.createProgram(kernel.source, f"{kernel.name}.cu", [], [])
+    program = nvrtc.createProgram(source, kernels[0].file, [], [])
     try:
         nvrtc.compileProgram(program, [f"-arch={architecture}", *OPTIONS])
     except nvrtc.NVRTCError:
-        return {**result, "error": nvrtc.getProgramLog(program)}
-    log = nvrtc.getProgramLog(program)
-    for name, pattern in (
-        ("registers", r"Used (\d+) registers"),
-        ("stack", r"(\d+) bytes stack frame"),
-        ("spills", r"(\d+) bytes spill stores"),
-    ):
-        found = re.search(pattern, log)
-        result[name] = int(found.group(1)) if found else None
-    result["warnings"] = [line for line in log.splitlines() if "warning" in line and "deprecated" not in line]
-    result["cubin_bytes"] = len(nvrtc.getCUBIN(program))
+        error = nvrtc.getProgramLog(program)
+        return [{"kernel": kernel.name, "architecture": architecture, "error": error} for kernel in kernels]
+    general, *sections = nvrtc.getProgramLog(program).split("Compiling entry function")
     nvrtc.destroyProgram(program)
+    warnings = [line for line in general.splitlines() if "warning" in line and "deprecated" not in line]
+    found = {}
+    for section in sections:
+        name = section.split("'")[1]
+        found[name] = {"kernel": name, "architecture": architecture, "warnings": warnings}
+        for number, pattern in NUMBERS.items():
+            found[name][number] = int(re.search(pattern, section).group(1))  # type: ignore[union-attr]
+    results = [found[kernel.name] for kernel in kernels]
     CACHE.mkdir(parents=True, exist_ok=True)
     partial = cached.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(result))
+    partial.write_text(json.dumps(results))
     partial.replace(cached)
-    return result
+    return results
 
 
 def check_all(kernels: list[Kernel], architectures: tuple[str, ...]) -> list[dict[str, Any]]:
-    """`check` of every pair, on all cores."""
-    pairs = [(kernel, architecture) for kernel in kernels for architecture in architectures]
+    """`check` of all kernels for all architectures, on all cores."""
+    units: dict[tuple, list[Kernel]] = {}
+    for kernel in kernels:
+        units.setdefault((kernel.file, kernel.arguments[0]), []).append(kernel)
+    jobs = [(unit, architecture) for unit in units.values() for architecture in architectures]
+    jobs.sort(key=lambda job: job[0][0].template != "backward")  # the longest first
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
-        return list(pool.map(check, *zip(*pairs, strict=True), chunksize=4))
+        results = [result for unit in pool.map(check, *zip(*jobs, strict=True)) for result in unit]
+    names = [kernel.name for kernel in kernels]
+    return sorted(results, key=lambda r: (names.index(r["kernel"]), architectures.index(r["architecture"])))
 
 
 def main() -> int:

@@ -123,10 +123,10 @@ def attention_kernel(
     aligned: bool,  # every head's channels start on 16 bytes
 ) -> Kernel:
     """The instantiation (type, VEC, GROUP, DIM, LEVELS, POINTS) that serves heads of D channels and L * P points."""
-    pack = 16 // dtype.itemsize
+    pack = 1 if dtype == torch.float64 else 16 // dtype.itemsize  # float64 is for checks, not for speed
     vector = pack if aligned and D % pack == 0 else 1
     fits = [sizes for sizes in ((D, L, P), (D, 0, 0)) if sizes in SPECIALISED]
-    if fits and vector > 1 and dtype != torch.float64:
+    if fits and vector > 1:
         group, sizes = min(32, D // vector), fits[0]
     else:
         group, sizes = GENERAL_GROUP, (0, 0, 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from unittest import mock
 
+import ops.cuda_cases as cuda_cases
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
@@ -14,7 +15,6 @@ from ops.shim import harness
 
 from bevdet_ops import cuda
 from bevdet_ops.cuda_kernels import C_TYPES, SPECIALISED, attention_grid, attention_kernel, every_kernel
-from ops import cuda_cases
 
 pytestmark = pytest.mark.skipif(harness.missing() is not None, reason=str(harness.missing()))
 

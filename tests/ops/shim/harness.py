@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bevdet_ops import cuda, cuda_kernels
+from bevdet_ops import cuda_kernels, cuda_runtime
 from bevdet_ops.cuda_kernels import BLOCK, Kernel
 
 SHIM = Path(__file__).parent
@@ -183,5 +183,5 @@ def cuda_on_the_shim(program: Path, seed: int = 0, mapped: Mapping[int, Path] | 
     def launch_here(kernel, grid, tensors, problem, outputs=()):
         launch(program, kernel, grid, tensors, problem, seed, outputs, mapped)
 
-    with mock.patch.object(cuda, "launch", launch_here):
+    with mock.patch.object(cuda_runtime, "launch", launch_here):
         yield
