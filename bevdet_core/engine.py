@@ -105,6 +105,7 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
                 for _ in range(settings.accumulate):
                     batch, targets = next(batches)
                     batch, targets = batch.to(accelerator.device), [t.to(accelerator.device) for t in targets]
+                    batch.targets = targets  # denoising queries are made from them
                     with accelerator.autocast():
                         predictions = network(batch)
                     losses = criterion(predictions, targets, batch.tokens)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import boxes as boxes2d
 from .matching import Assignment, HungarianMatcher, LayerSet, LossError
-from .structures import Predictions, Targets
+from .structures import Denoising, Predictions, Targets
 
 __all__ = [
     "BoxL1Loss",
@@ -235,24 +235,28 @@ class SetCriterion:
 
         Returns:
             "total", to be differentiated; and every summand, weighted and detached: "loss_class", "loss_box", ... of
-            the last layer, "layer0/loss_class", ... of those before, "proposals/loss_class", ...; metrics under their
-            own name.
+            the last layer, "layer0/loss_class", ... of those before, "proposals/loss_class", ...,
+            "denoising/loss_class", "denoising/layer0/loss_class", ...; metrics under their own name.
 
         Raises:
             LossError: a cost or a loss is not finite; the message names samples, layer and term.
         """
         sets = self.layer_sets(predictions, targets)
-        return self.losses(sets, self.matcher(sets, tokens), tokens)
+        assignments = self.matcher(sets, tokens)
+        if predictions.denoising is not None:
+            restored, pairs = denoising_set(predictions.denoising)
+            sets, assignments = [*sets, restored], [*assignments, pairs]
+        return self.losses(sets, assignments, tokens)
 
     def layer_sets(self, predictions: Predictions, targets: Sequence[Targets]) -> list[LayerSet]:
         """What is supervised: the decoder's layers and, in a two-stage detector, the class-agnostic proposals."""
         if len(targets) != predictions.logits.shape[1]:
             raise ValueError(f"predictions of {predictions.logits.shape[1]} images but targets of {len(targets)}")
         names = [*(f"layer{i}" for i in range(len(predictions.logits) - 1)), LAST]
-        sets = [_layer_set(names, predictions, targets)]
+        sets = [_layer_set(names, predictions.logits, predictions.boxes, targets)]
         if predictions.proposals is not None:
             agnostic = [Targets(torch.zeros_like(target.labels), target.boxes) for target in targets]
-            sets.append(_layer_set(["proposals"], predictions.proposals, agnostic))
+            sets.append(_layer_set(["proposals"], predictions.proposals.logits, predictions.proposals.boxes, agnostic))
         return sets
 
     def losses(
@@ -289,12 +293,23 @@ def _not_finite(sets: Sequence[LayerSet], tokens: Sequence[str]) -> list[str]:
     B = len(sets[0].targets)
     bad = torch.zeros(B, dtype=torch.bool)
     for layers in sets:
+        if len(layers.targets) != B:  # denoising queries, of all images together
+            continue
         for values in (layers.logits, layers.boxes):
             bad |= ~values.isfinite().all(-1).all(-1).all(0).cpu()
     return [tokens[image] if tokens else f"image {image}" for image in range(B) if bad[image]]
 
 
-def _layer_set(names: Sequence[str], predictions: Predictions, targets: Sequence[Targets]) -> LayerSet:
+def denoising_set(denoising: Denoising) -> tuple[LayerSet, Assignment]:
+    """Denoising queries as one image, and the pairs that they are made of: there is nothing to match."""
+    L, P, _ = denoising.logits.shape
+    names = [*(f"denoising/layer{i}" for i in range(L - 1)), "denoising"]
+    layers = _layer_set(names, denoising.logits[:, None], denoising.boxes[:, None], [denoising.targets])
+    own = torch.arange(P, device=denoising.logits.device)
+    return layers, Assignment(torch.zeros_like(own), own.expand(L, -1), own.expand(L, -1))
+
+
+def _layer_set(names: Sequence[str], logits: Tensor, boxes: Tensor, targets: Sequence[Targets]) -> LayerSet:
     """With 16-bit predictions widened: costs and losses are no place for bfloat16."""
-    dtype = torch.promote_types(predictions.logits.dtype, torch.float32)
-    return LayerSet(names, predictions.logits.to(dtype), predictions.boxes.to(dtype), targets)
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return LayerSet(names, logits.to(dtype), boxes.to(dtype), targets)

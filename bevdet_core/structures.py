@@ -105,6 +105,7 @@ class ImageBatch:
     tokens: Sequence[str] = ()  # [B], names of the samples for error messages
     scenes: Sequence[str | None] = ()  # [B]
     original_sizes: Tensor | None = None  # [B, N, 2] int64, (height, width) of the files
+    targets: Sequence[Targets] | None = None  # [B], while training: denoising queries are made from them
 
     @property
     def mask(self) -> Tensor:
@@ -121,7 +122,17 @@ class ImageBatch:
             sizes=self.sizes.to(device, non_blocking=True),
             rig=None if self.rig is None else self.rig.to(device),
             original_sizes=None if self.original_sizes is None else self.original_sizes.to(device, non_blocking=True),
+            targets=None if self.targets is None else [target.to(device) for target in self.targets],
         )
+
+
+@dataclass
+class Denoising:
+    """What a detector makes of P targets that it was shown with noise: query p should say target p."""
+
+    logits: Tensor  # [L, P, C]
+    boxes: Tensor  # [L, P, 4]
+    targets: Targets  # P
 
 
 @dataclass
@@ -137,6 +148,7 @@ class Predictions:
     proposals: Predictions | None = None  # two-stage: one layer over all encoder positions, supervised class-agnostic
     hidden: Tensor | None = None  # [L, B, Q, D] output of each decoder layer
     references: Tensor | None = None  # [L + 1, B, Q, 2 to 4] reference points before the first and after each layer
+    denoising: Denoising | None = None  # of all images together, while training
 
 
 def collate(

@@ -34,8 +34,8 @@ HANDLERS = {
     "bevformer": "parity.bevformer",
     "deformable-detr": "parity.deformable_detr",
     "detr": "parity.detr",
-    "hf-deformable-detr": "parity.hf_deformable_detr",
-    "hf-detr": "parity.hf_detr",
+    "hf-deformable-detr": "parity.hf",
+    "hf-detr": "parity.hf",
 }
 
 

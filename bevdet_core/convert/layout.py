@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from ..checkpoint import CheckpointError
+
+Rule = tuple[str, "str | tuple[str, ...]"]
 
 
 @dataclass(frozen=True)
@@ -20,50 +23,93 @@ class Layout:
 
     Args:
         release: what messages call it.
-        rules: pairs of our name and the official one; the first that fits decides.
+        rules: pairs of our name and the official one; the first that fits decides. Several official names share the
+            rows of our tensor in equal parts.
         involutions: our name -> function of the tensor that, applied twice, changes nothing. It is applied on the way
             in and on the way out. Those in use permute and flip signs, so gradients convert as weights do.
         ignored: official names without a place here.
+        copies: pairs of official names, the first of which repeats the tensor of the second.
     """
 
     release: str
-    rules: Sequence[tuple[str, str]]
+    rules: Sequence[Rule]
     involutions: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
     ignored: Sequence[str] = ()
+    copies: Sequence[tuple[str, str]] = ()
 
     def from_official(self, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Our state dict with an official one's values.
 
         Raises:
-            CheckpointError: keys that the release does not have, by name.
+            CheckpointError: keys that the release does not have, or of which a part is missing, by name.
         """
-        out, unknown = {}, []
+        out: dict[str, Tensor] = {}
+        parts: dict[str, dict[str, Tensor]] = {}
+        unknown = []
+        passed_over = (*self.ignored, *(copy for copy, _ in self.copies))
         for key, tensor in state_dict.items():
-            name = _rename(key, [(theirs, ours) for ours, theirs in self.rules])
-            if name is not None:
+            name, shared = self._ours(key)
+            if name is None:
+                if not any(_pattern(template).fullmatch(key) for template in passed_over):
+                    unknown.append(key)
+            elif shared:
+                parts.setdefault(name, {})[key] = tensor
+            else:
                 out[name] = self._convert(name, tensor)
-            elif not any(_pattern(ignored).fullmatch(key) for ignored in self.ignored):
-                unknown.append(key)
         if unknown:
             raise CheckpointError(f"keys that a {self.release} checkpoint does not have: {', '.join(unknown)}")
+        for name, found in parts.items():
+            wanted = self._theirs(name)
+            missing = [key for key in wanted if key not in found]
+            if missing:
+                raise CheckpointError(f"keys that a {self.release} checkpoint must have: {', '.join(missing)}")
+            out[name] = self._convert(name, torch.cat([found[key] for key in wanted]))
         return out
 
-    def to_official(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def to_official(self, weights: Mapping[str, Tensor], copies: bool = True) -> dict[str, Tensor]:
         """The official state dict with our values; also converts gradients, named as their parameters.
+
+        Args:
+            weights: our state dict.
+            copies: write tensors that the release repeats under several names as often.
 
         Raises:
             CheckpointError: names without an official counterpart.
         """
-        out, unknown = {}, []
+        out: dict[str, Tensor] = {}
+        unknown = []
         for name, tensor in weights.items():
-            key = _rename(name, self.rules)
-            if key is None:
+            keys = self._theirs(name)
+            if not keys:
                 unknown.append(name)
+            elif len(keys) == 1:
+                out[keys[0]] = self._convert(name, tensor)
             else:
-                out[key] = self._convert(name, tensor)
+                out.update(zip(keys, self._convert(name, tensor).chunk(len(keys)), strict=True))
         if unknown:
             raise CheckpointError(f"the {self.release} layout has no place for: {', '.join(unknown)}")
+        if copies:
+            rules = [(source, copy) for copy, source in self.copies]
+            out |= {copy: out[key] for key in list(out) for copy in [_rename(key, rules)] if copy is not None}
         return out
+
+    def _ours(self, key: str) -> tuple[str | None, bool]:
+        """Our name for an official one, and whether it shares that with others."""
+        for ours, theirs in self.rules:
+            templates = (theirs,) if isinstance(theirs, str) else theirs
+            name = _rename(key, [(template, ours) for template in templates])
+            if name is not None:
+                return name, len(templates) > 1
+        return None, False
+
+    def _theirs(self, name: str) -> list[str]:
+        """The official names for one of ours; none where it has no place."""
+        for ours, theirs in self.rules:
+            templates = (theirs,) if isinstance(theirs, str) else theirs
+            keys = [_rename(name, [(ours, template)]) for template in templates]
+            if keys[0] is not None:
+                return [key for key in keys if key is not None]
+        return []
 
     def _convert(self, name: str, tensor: Tensor) -> Tensor:
         for pattern, function in self.involutions.items():

@@ -8,6 +8,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ..boxes import cxcywh_to_xyxy
+from ..structures import ImageBatch
+
 CLASS_PRIOR = 0.01  # probability that an untrained class head gives to every class (focal loss paper)
 
 
@@ -32,6 +35,31 @@ def set_class_prior(classifier: nn.Linear) -> None:
     nn.init.constant_(classifier.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
 
+def deformable_heads(
+    dim: int, num_classes: int, count: int, refine: bool, two_stage: bool
+) -> tuple[list[nn.Linear], list[MLP]]:
+    """Class and box heads of `count` layers with the start values of Deformable DETR.
+
+    Args:
+        dim: width of the queries.
+        num_classes: of the detector.
+        count: number of layers.
+        refine: every layer has heads of its own; otherwise all share one.
+        two_stage: references are boxes from the start.
+    """
+    class_heads = [nn.Linear(dim, num_classes) for _ in range(count if refine else 1)]
+    box_heads = [MLP(dim, dim, dim, 4) for _ in class_heads]
+    for class_head, box_head in zip(class_heads, box_heads, strict=True):
+        set_class_prior(class_head)
+        for parameter in box_head[-1].parameters():
+            nn.init.zeros_(parameter)
+    if not two_stage:
+        # A reference point gets a box of an eighth of the image, which further layers correct.
+        first = box_heads[0].get_parameter(f"{len(box_heads[0]) - 1}.bias")
+        nn.init.constant_(first[2:], -2.0)
+    return (class_heads, box_heads) if refine else (class_heads * count, box_heads * count)
+
+
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Logit of x in [0, 1], with x and 1 - x no smaller than `eps`."""
     x = x.clamp(0, 1)
@@ -46,3 +74,15 @@ def top_predictions(
     scores, flat = logits.sigmoid().flatten(1).topk(min(count, logits[0].numel()))
     classes = logits.shape[-1]
     return scores, flat % classes, torch.div(flat, classes, rounding_mode="floor")
+
+
+def scale_to_pixels(boxes: Tensor, batch: ImageBatch) -> Tensor:
+    """Boxes (cx, cy, w, h) [B, n, 4] as fractions of the image -> (x0, y0, x1, y1) in pixels of the original image.
+
+    Raises:
+        ValueError: the batch does not know the original sizes.
+    """
+    if batch.original_sizes is None:
+        raise ValueError("decoding 2D boxes needs batch.original_sizes, the (height, width) of the images as they came")
+    size = batch.original_sizes[:, 0].flip(-1).to(boxes)  # [B, 2] (width, height)
+    return cxcywh_to_xyxy(boxes) * size.repeat(1, 2)[:, None]

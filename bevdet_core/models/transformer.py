@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..structures import ImageBatch
 
 
 class MultiHeadAttention(nn.Module):
@@ -84,3 +88,20 @@ def flatten_levels(features: list[Tensor]) -> tuple[Tensor, tuple[tuple[int, int
     """Feature maps [B, D, H, W] -> (tokens [B, S, D], levels one after the other, each row by row; their (H, W))."""
     shapes = tuple((int(f.shape[-2]), int(f.shape[-1])) for f in features)
     return torch.cat([f.flatten(2).transpose(1, 2) for f in features], 1), shapes
+
+
+def plain_images(batch: ImageBatch) -> tuple[Tensor, Tensor]:
+    """Images [B, 3, H, W] and padding mask [B, H, W], True under padding, of a batch with one camera.
+
+    Raises:
+        ValueError: the batch has several cameras.
+    """
+    if batch.images.shape[1] != 1:
+        raise ValueError(f"a 2D detector takes one image per sample, got frames of {batch.images.shape[1]} cameras")
+    # Channels last is what CPU and tensor-core convolutions want.
+    return batch.images[:, 0].contiguous(memory_format=torch.channels_last), batch.mask[:, 0]
+
+
+def resize_mask(mask: Tensor, size: Sequence[int]) -> Tensor:
+    """Padding mask [B, H, W] at the size of a feature map, by nearest neighbour."""
+    return F.interpolate(mask[:, None].float(), size=tuple(size))[:, 0].bool()

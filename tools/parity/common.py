@@ -34,7 +34,7 @@ def gradient_outputs(model: nn.Module, layout: Layout) -> dict[str, np.ndarray]:
     """`grad/<key>` and `grad_norm/<key>` of every parameter that has a gradient, under its official name."""
     ours = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     out = {}
-    for key, grad in layout.to_official(ours).items():
+    for key, grad in layout.to_official(ours, copies=False).items():
         out[f"grad/{key}"] = grad.numpy()
         out[f"grad_norm/{key}"] = np.asarray(torch.linalg.vector_norm(grad.double()), np.float32)
     return out
