@@ -13,8 +13,9 @@ from torch import nn
 
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
-from .config import Config, load_config
-from .data import inference_transform
+from .config import CocoConfig, Config, load_config
+from .data import class_names, inference_transform
+from .data.images import pixels_of, read_image
 from .data.rig import read_frame
 from .detections import Detections
 from .models import build_model
@@ -58,7 +59,8 @@ class Detector:
         source = Path(source)
         if source.suffix in (".yaml", ".yml"):
             config = load_config(source, overrides)
-            detector = cls(build_model(config.model, len(config.data.classes)), config, config.data.classes)
+            names = class_names(config.data)
+            detector = cls(build_model(config.model, len(names)), config, names)
         else:
             path = weights_of(source)
             saved = checkpoint.load(path)
@@ -77,13 +79,14 @@ class Detector:
         """Detect objects.
 
         Args:
-            inputs: one input or a list. An image is a path, a PIL image, or an array [H, W, 3] uint8 RGB. A rig frame
-                is a `Sample` with cameras, or the path of a JSON file (see `data.rig`).
+            inputs: one input or a list. An image is a path, a PIL image, or an array [H, W, 3] uint8 RGB; the first two
+                are turned upright as their EXIF orientation says. A rig frame is a `Sample` with cameras, or the path
+                of a JSON file (see `data.rig`).
             threshold: detections with a lower score are left out.
             batch_size: inputs that go through the network at once.
 
         Returns:
-            `Detections` of the input, or a list of them: boxes in pixels of the image as it came in, or in metres of
+            `Detections` of the input, or a list of them: boxes in pixels of the (upright) image, or in metres of
             the lidar frame.
 
         Raises:
@@ -125,16 +128,26 @@ class Detector:
         elif isinstance(item, (str, Path)) and Path(item).suffix == ".json":
             sample = read_frame(item)
         elif isinstance(item, (str, Path)):
-            from .data.images import read_image
-
-            sample = Sample([read_image(item)], token=str(item))
+            sample = Sample([read_image(item, upright=True)], token=str(item))
         else:
-            sample = Sample([np.asarray(item.convert("RGB") if isinstance(item, Image.Image) else item)])
-        if sample.cameras is None:
+            sample = Sample([pixels_of(item, upright=True) if isinstance(item, Image.Image) else _checked(item)])
+        takes_images = isinstance(self.config.data, CocoConfig)
+        if sample.cameras is None and not takes_images:
             raise ValueError(
                 f"input {sample.token!r} is a plain image; this 3D detector needs a rig frame: images with calibration"
             )
+        if takes_images and (sample.cameras is not None or len(sample.images) != 1):
+            raise ValueError(
+                f"input {sample.token!r} is a rig frame of {len(sample.images)} cameras; this 2D detector takes one "
+                "image at a time"
+            )
         return sample
+
+
+def _checked(pixels: np.ndarray) -> np.ndarray:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError(f"an image array must be [H, W, 3] uint8 RGB, got {list(pixels.shape)} {pixels.dtype}")
+    return pixels
 
 
 def collate_for(config: Config, samples: Sequence[Sample]):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from ..data.coco import CocoDataset
     from ..data.nuscenes import NuScenesDataset
+    from ..detections import Detections
     from ..detector import Detector
+    from .coco import CocoMetrics
+    from .nuscenes import NuScenesMetrics
 
 
 class Metrics(Protocol):
@@ -25,7 +31,7 @@ class Metrics(Protocol):
 
 def evaluate(
     detector: Detector,
-    dataset: NuScenesDataset,
+    dataset: NuScenesDataset | CocoDataset,
     folder: Path,
     batch_size: int = 1,
     workers: int = 0,
@@ -39,27 +45,48 @@ def evaluate(
     Args:
         detector: the detector.
         dataset: the split, with its truth.
-        folder: gets `submission.json`, `metrics.json` and `pr_curves.png`.
+        folder: gets `metrics.json`, `pr_curves.png` and the results in the official format: `submission.json` for
+            nuScenes, `results.json` for COCO.
         batch_size: samples that go through the network at once.
         workers: processes that load images.
         quiet: no progress bar.
     """
     from rich.progress import track
 
+    from ..data.coco import CocoDataset
     from ..data.loader import build_loader
-    from .nuscenes import evaluate_results, write_submission
 
     loader = build_loader(dataset, detector.config.model.pixels, batch_size, workers)
-    results: dict[str, list] = {token: [] for token in dataset.tokens}
-    for batch, _ in track(loader, "evaluating", disable=quiet):
-        if batch.rig is None or batch.rig.lidar2global is None:
-            raise ValueError("the nuScenes metric needs the pose of every sample: Sample.lidar2global")
-        for token, lidar2global, found in zip(
-            batch.tokens, batch.rig.lidar2global.numpy(), detector.detect(batch), strict=True
-        ):
-            results[token] = found.to_nuscenes(token, lidar2global)
-    write_submission(folder / "submission.json", results, dataset.tokens)
-    metrics = evaluate_results(results, dataset.index, dataset.tokens)
+    found = _detect(detector, track(loader, "evaluating", disable=quiet))
+    metrics: CocoMetrics | NuScenesMetrics
+    if isinstance(dataset, CocoDataset):
+        from .coco import evaluate_detections
+
+        metrics = evaluate_detections(((token, detections) for token, _, detections in found), dataset, folder)
+    else:
+        metrics = _evaluate_rig_frames(found, dataset, folder)
     metrics.warnings += loader.report()
     metrics.save(folder)
     return metrics
+
+
+def _detect(detector: Detector, batches: Iterable) -> Iterator[tuple[str, np.ndarray | None, Detections]]:
+    """Token, lidar2global [4, 4] where it is known, and detections of each sample."""
+    for batch, _ in batches:
+        known = batch.rig is not None and batch.rig.lidar2global is not None
+        poses = batch.rig.lidar2global.numpy() if known else [None] * len(batch.tokens)
+        yield from zip(batch.tokens, poses, detector.detect(batch), strict=True)
+
+
+def _evaluate_rig_frames(
+    found: Iterable[tuple[str, np.ndarray | None, Detections]], dataset: NuScenesDataset, folder: Path
+) -> NuScenesMetrics:
+    from .nuscenes import evaluate_results, write_submission
+
+    results: dict[str, list] = {token: [] for token in dataset.tokens}
+    for token, lidar2global, detections in found:
+        if lidar2global is None:
+            raise ValueError("the nuScenes metric needs the pose of every sample: Sample.lidar2global")
+        results[token] = detections.to_nuscenes(token, lidar2global)
+    write_submission(folder / "submission.json", results, dataset.tokens)
+    return evaluate_results(results, dataset.index, dataset.tokens)

@@ -10,7 +10,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from rich.table import Table
 from ..config import NUSCENES_CLASSES
 from ..data.nuscenes_index import NuScenesIndex
 from ..detections import ATTRIBUTES
+from .report import draw_curves, print_report, write_aside
 
 META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
 MAX_BOXES = 500
@@ -79,10 +79,7 @@ class NuScenesMetrics:
 
     def print(self, console: Console | None = None) -> None:
         """Show the scores, per class and on the whole, as a table in the terminal."""
-        console = console or Console()
-        console.print(self.table())
-        for text in self.warnings:
-            console.print(f"[yellow]warning:[/yellow] {text}")
+        print_report(self.table(), self.warnings, console)
 
     def save(self, folder: Path) -> None:
         """Write `metrics.json` and the precision-recall curves, `pr_curves.png`, into a folder."""
@@ -92,8 +89,16 @@ class NuScenesMetrics:
             "classes": {c: {k: None if np.isnan(v) else v for k, v in m.items()} for c, m in self.classes.items()},
             "warnings": self.warnings,
         }
-        _write_aside(folder / "metrics.json", json.dumps(content, indent=1))
-        _draw_curves(self, folder / "pr_curves.png")
+        write_aside(folder / "metrics.json", json.dumps(content, indent=1))
+        draw_curves(
+            folder / "pr_curves.png",
+            f"NDS {self.nds:.4f}   mAP {self.mean_ap:.4f}",
+            "centre distance",
+            {
+                f"{name}  AP {self.classes[name]['AP']:.3f}": {f"{distance:g} m": p for distance, p in curves.items()}
+                for name, curves in self.curves.items()
+            },
+        )
 
 
 def check_results(results: Results, tokens: Sequence[str]) -> None:
@@ -138,7 +143,7 @@ def write_submission(
     check_results(results, tokens)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_aside(path, json.dumps({"meta": meta, "results": dict(results)}))
+    write_aside(path, json.dumps({"meta": meta, "results": dict(results)}))
     return path
 
 
@@ -311,35 +316,3 @@ def _quiet():
     ):
         warnings.simplefilter("ignore", RuntimeWarning)
         yield
-
-
-def _write_aside(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def _draw_curves(metrics: NuScenesMetrics, path: Path) -> None:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = 5
-    rows = -(-len(metrics.curves) // columns)
-    figure = Figure(figsize=(3 * columns, 3 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for panel, (name, curves) in enumerate(metrics.curves.items()):
-        axes = figure.add_subplot(rows, columns, panel + 1)
-        for distance, precision in curves.items():
-            axes.plot(np.linspace(0, 1, len(precision)), precision, label=f"{distance:g} m", linewidth=1.2)
-        axes.set(title=f"{name}  AP {metrics.classes[name]['AP']:.3f}", xlim=(0, 1), ylim=(0, 1.02))
-        axes.grid(alpha=0.3)
-        if panel % columns == 0:
-            axes.set_ylabel("precision")
-        if panel >= len(metrics.curves) - columns:
-            axes.set_xlabel("recall")
-    axes.legend(title="centre distance", fontsize="small", title_fontsize="small")
-    figure.suptitle(f"NDS {metrics.nds:.4f}   mAP {metrics.mean_ap:.4f}")
-    figure.savefig(path, dpi=110)
