@@ -53,6 +53,22 @@ def load_nvrtc() -> None:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
+class _CurrentStream:
+    """torch's current stream of a device, in the words of the CUDA stream protocol."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.pointer = torch.cuda.current_stream(device).cuda_stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+    def for_cupy(self, cupy: Any) -> Any:
+        """CuPy's stream object; CuPy 14 deprecates the only way that CuPy 13 has."""
+        if hasattr(cupy.cuda.Stream, "from_external"):
+            return cupy.cuda.Stream.from_external(self)
+        return cupy.cuda.ExternalStream(self.pointer)
+
+
 @functools.cache
 def _function(kernel: Kernel) -> Any:
     """A compiled kernel; CuPy keeps one binary per device behind it."""
@@ -71,7 +87,6 @@ def launch(
     cupy = _import_cupy()
     device = tensors[0].device  # type: ignore[union-attr]
     pointers = np.array([0 if tensor is None else tensor.data_ptr() for tensor in tensors], dtype=np.uint64)
-    stream = torch.cuda.current_stream(device)
-    with torch.cuda.device(device), cupy.cuda.Device(device.index), cupy.cuda.ExternalStream(stream.cuda_stream):
+    with torch.cuda.device(device), cupy.cuda.Device(device.index), _CurrentStream(device).for_cupy(cupy):
         # Structs go by value: CuPy takes arrays with one element.
         _function(kernel)(grid, (BLOCK, 1, 1), (pointers.view(f"V{pointers.nbytes}"), problem))

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,8 +83,8 @@ def test_structs_of_host_and_device_agree(file: str, struct: str, layout: np.dty
     assert fields == [(name, layout[name].base.itemsize) for name in layout.names]
 
 
-@pytest.fixture
-def cupy_recorder(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
+@pytest.fixture(params=[13, 14])
+def cupy_recorder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple]]:
     """In CuPy's and torch.cuda's place: writes down what it is asked."""
     calls: list[tuple] = []
 
@@ -103,10 +104,11 @@ def cupy_recorder(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
         calls.append(what)
         yield
 
-    cuda = SimpleNamespace(
-        Device=lambda index: entered("cupy device", index),
-        ExternalStream=lambda pointer: entered("cupy stream", pointer),
-    )
+    cuda = SimpleNamespace(Device=lambda index: entered("cupy device", index), Stream=SimpleNamespace())
+    if request.param == 13:
+        cuda.ExternalStream = lambda pointer: entered("cupy stream", pointer)
+    else:
+        cuda.Stream.from_external = lambda stream: entered("cupy stream", stream.__cuda_stream__()[1])
     monkeypatch.setattr(cuda_runtime, "_import_cupy", lambda: SimpleNamespace(RawModule=RawModule, cuda=cuda))
     monkeypatch.setattr(torch.cuda, "device", lambda device: entered("torch device", device))
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=4242))

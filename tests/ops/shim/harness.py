@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,8 @@ class ShimError(AssertionError):
 
 def missing() -> str | None:
     """Why the shim cannot be built here, or None."""
+    if not sys.platform.startswith("linux"):
+        return "the harness needs Linux"
     if shutil.which("g++") is None:
         return "g++ is not installed"
     if _cuda_headers() is None:
