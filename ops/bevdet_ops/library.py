@@ -308,3 +308,20 @@ def _autocast(tensor, device_type):
 for _key in ("AutocastCPU", "AutocastCUDA"):
     LIBRARY.impl("multi_camera_deformable_attention", _autocast_attention, _key)
     LIBRARY.impl("deform_conv2d", _autocast_deform_conv2d, _key)
+
+
+# vmap: one more batch axis, folded into B. Deformable convolution, where kernels may differ too, is left to torch's loop.
+
+
+@torch.library.register_vmap("bevdet_ops::multi_camera_deformable_attention", lib=LIBRARY)
+def _attention_vmap(info, in_dims, value, spatial_shapes, *arguments):
+    def fold(tensor, dim):
+        if not isinstance(tensor, Tensor):
+            return tensor
+        tensor = tensor.expand(info.batch_size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+        return tensor.flatten(0, 1)
+
+    value = fold(value, in_dims[0])
+    arguments = [fold(argument, dim) for argument, dim in zip(arguments, in_dims[2:], strict=True)]
+    output = torch.ops.bevdet_ops.multi_camera_deformable_attention(value, spatial_shapes, *arguments)
+    return output.unflatten(0, (info.batch_size, value.shape[0] // info.batch_size)), 0

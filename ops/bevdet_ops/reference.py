@@ -12,6 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def unavailable() -> str | None:
+    """None: it runs wherever torch does."""
+    return None
+
+
 def forward(
     value: Tensor,  # [B, N, S, M, D]
     spatial_shapes: list[int],  # H_0, W_0, H_1, W_1, ...

@@ -152,16 +152,20 @@ def assert_matches(case: Case, output: Tensor, grads: Sequence[Tensor | None]) -
             continue
         assert grad is not None, f"no gradient of {name}"
         assert grad.shape == tensor.shape, f"the gradient of {name} has shape {list(grad.shape)}"
-        assert_close(f"gradient of {name}", grad, reference_grad, tensor.dtype, case.dtype)
+        # Samples at one place make the terms of the softmax's gradient cancel: each is a product over D channels.
+        terms = case.D**0.5 if name == "attention_weights" and case.activation == "softmax" else 0.0
+        assert_close(f"gradient of {name}", grad, reference_grad, tensor.dtype, case.dtype, terms)
 
 
-def assert_close(name: str, found: Tensor, wanted: Tensor, stored: torch.dtype, dtype: torch.dtype) -> None:
-    """`stored`: the dtype that `found` should have; `dtype`: that of the value."""
+def assert_close(
+    name: str, found: Tensor, wanted: Tensor, stored: torch.dtype, dtype: torch.dtype, terms: float = 0.0
+) -> None:
+    """`stored`: the dtype that `found` should have; `dtype`: that of the value; `terms`: size of what is summed."""
     assert found.dtype == stored, f"{name} is {found.dtype}"
     found = found.detach().cpu().double()
     if wanted.numel() == 0:
         assert found.shape == wanted.shape
         return
-    allowed = STORED[stored] * wanted.abs() + ARITHMETIC[dtype] * wanted.abs().max() + 1e-30
+    allowed = STORED[stored] * wanted.abs() + ARITHMETIC[dtype] * wanted.abs().max().clamp(min=terms) + 1e-30
     excess = ((found - wanted).abs() / allowed).nan_to_num(nan=torch.inf).max().item()
     assert excess <= 1, f"{name} is off by {excess:.3g} times what rounding explains"
