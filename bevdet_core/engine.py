@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from .config import Config, TrainConfig
 from .data import build_dataset
 from .data.loader import build_loader
 from .detector import Detector
-from .evaluation import Metrics, evaluate
+from .evaluation import Metrics, evaluate, require_metric
 from .models import build_criterion, build_model
 from .runlog import RunLog
 
@@ -46,12 +47,15 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
     checkpoints = run / "checkpoints"
     if not resume and checkpoint.training_checkpoints(checkpoints):
         raise FileExistsError(f"{run} already holds a run: continue it with --resume or choose another --run")
+    require_metric(config.data)
+    train_data = build_dataset(config.data, training=True)
+    # Classes that only the annotation file named become a setting, so that all that follows keeps them in this order.
+    config = replace(config, data=replace(config.data, classes=train_data.class_names))
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     accelerator = Accelerator(mixed_precision=settings.precision)
     torch.manual_seed(settings.seed)
-    train_data = build_dataset(config.data, training=True)
     val_data = build_dataset(config.data, training=False)
     loader = build_loader(
         train_data,

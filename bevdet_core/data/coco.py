@@ -67,6 +67,8 @@ class CocoDataset(Dataset[Sample]):
         self.index, self.folder = open_split(config, training)
         if self.index.faults and config.on_error == "raise":
             raise SampleError(describe_faults(self.index.annotations, self.index.faults))
+        if training and not self.index.annotated:
+            raise ValueError(f"{self.index.annotations} has no annotations to train on")
         self.category_ids = _category_ids(self.index)
         self.class_names = config.classes or tuple(self.category_ids)
         _check_classes(self.class_names, self.index, training)

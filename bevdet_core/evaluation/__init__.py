@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from ..config import CocoConfig, DataConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +30,20 @@ class Metrics(Protocol):
     def print(self) -> None:
         """Show all numbers in the terminal."""
         ...
+
+
+def require_metric(data: DataConfig) -> None:
+    """Check that the metric of a data set can be computed, which a long run should not find out at its end.
+
+    Raises:
+        ImportError: a package is not installed; the message says how to.
+    """
+    package, extra = ("faster_coco_eval", "coco") if isinstance(data, CocoConfig) else ("nuscenes", "nuscenes")
+    if find_spec(package) is None:
+        raise ImportError(
+            f"the {data.name} metric needs the package {package}, which is not installed: "
+            f"pip install 'bevdet-core[{extra}]'"
+        )
 
 
 def evaluate(
@@ -56,6 +73,7 @@ def evaluate(
     from ..data.coco import CocoDataset
     from ..data.loader import build_loader
 
+    require_metric(dataset.config)
     loader = build_loader(dataset, detector.config.model.pixels, batch_size, workers)
     found = _detect(detector, track(loader, "evaluating", disable=quiet))
     metrics: CocoMetrics | NuScenesMetrics

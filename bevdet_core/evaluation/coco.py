@@ -108,10 +108,8 @@ def evaluate_detections(found: Iterable[tuple[str, Detections]], dataset: CocoDa
         folder: where to write.
 
     Raises:
-        ImportError: faster-coco-eval is not installed.
         ValueError: the data set has no annotations; `results.json` is written all the same.
     """
-    require()
     results: list[dict[str, Any]] = []
     known: set[str] = set()
     for token, detections in found:
@@ -147,11 +145,9 @@ def evaluate_results(
         class_names: the categories to be scored.
 
     Raises:
-        ImportError: faster-coco-eval is not installed.
         ResultsError: an entry of an image or category that is not in the annotation file, or with a number that is not
             finite.
     """
-    require()
     from faster_coco_eval import COCO, COCOeval_faster
 
     check_results(results, index)
@@ -214,18 +210,6 @@ def check_results(results: Results, index: CocoIndex) -> None:
             problem = f"needs image_id, category_id, bbox (x, y, width, height) and score, got {entry!r}"
         if problem:
             raise ResultsError(f"result {place}: {problem}")
-
-
-def require() -> None:
-    """Check that the metric can be computed.
-
-    Raises:
-        ImportError: faster-coco-eval is not installed; the message says how to.
-    """
-    try:
-        import faster_coco_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError("the COCO metric needs faster-coco-eval: pip install 'bevdet-core[coco]'") from error
 
 
 def _category_id(dataset: CocoDataset, name: str) -> int | None:
