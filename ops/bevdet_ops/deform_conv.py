@@ -85,10 +85,10 @@ def deform_conv2d(
         check_float("bias", bias, device, "input")
         if bias.shape != (C_out,):
             raise shape_error("bias", bias, f"[O={C_out}]")
-    autocast = torch.is_autocast_enabled(device.type)
     for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is not None and parameter.dtype != input.dtype and not autocast:
-            raise TypeError(f"{name} must have the input's dtype {input.dtype}, but has {parameter.dtype}")
+        differs = parameter is not None and parameter.dtype != input.dtype
+        if differs and not torch.is_autocast_enabled(device.type):
+            raise TypeError(f"{name} must have the input's dtype {input.dtype}, but is {kind(parameter)}")
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
 

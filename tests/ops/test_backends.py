@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+
 from ops import cuda_cases
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
