@@ -310,7 +310,7 @@ for _key in ("AutocastCPU", "AutocastCUDA"):
     LIBRARY.impl("deform_conv2d", _autocast_deform_conv2d, _key)
 
 
-# vmap: one more batch axis, folded into B. Deformable convolution, where kernels may differ too, is left to torch's loop.
+# vmap: one more batch axis, folded into B. A convolution, whose kernels may be batched too, is left to torch's loop.
 
 
 @torch.library.register_vmap("bevdet_ops::multi_camera_deformable_attention", lib=LIBRARY)

@@ -80,7 +80,7 @@ def test_gradcheck_attention(D: int) -> None:
         inputs[0].requires_grad_()
     for tensor in inputs[1:]:
         tensor.requires_grad_()
-    assert torch.autograd.gradcheck(Attention(case), inputs, fast_mode=D > 100)
+    assert torch.autograd.gradcheck(Attention(case), inputs, fast_mode=D > 32)
 
 
 @pytest.mark.parametrize(("numbers", "activation", "reduction"), [(2, "sigmoid", "mean"), (2, "none", "sum")])
@@ -241,11 +241,9 @@ def test_falls_back_to_the_reference_with_one_warning(monkeypatch: pytest.Monkey
     with use_reference():
         Attention(CASE)(*wanted).sum().backward()
     try:
-        with pytest.warns(RuntimeWarning, match="numba is not installed") as warned:
-            for _ in range(2):
-                output = Attention(CASE)(*found)
-            output.sum().backward()
-        assert len(warned) == 1
+        with pytest.warns(RuntimeWarning, match="numba is not installed"):
+            Attention(CASE)(*found)
+        Attention(CASE)(*found).sum().backward()  # warnings are errors here: there is no second one
         assert bevdet_ops.backend_status()["cpu"].startswith("numba is not installed")
     finally:
         library.backend.cache_clear()
