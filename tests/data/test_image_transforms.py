@@ -104,6 +104,24 @@ def test_the_window_is_drawn_as_published() -> None:
     assert 1.4 < max(shapes) < 600 / 384 + 0.01
 
 
+def test_the_window_may_lie_anywhere() -> None:
+    """Half of 200 x 300 pixels is 100 x 150, of which 50 x 50 are cut out and enlarged 8 times: 4 times in all."""
+    crop = CropAndResize((100,), (50, 50), (400,), None)
+    corners = []
+    for seed in range(300):
+        sample = Sample([np.zeros((200, 300, 3), np.uint8)])
+        boxes = torch.tensor([[x, y, x + 1.0, y + 1.0] for x in range(0, 300, 10) for y in range(0, 200, 10)])
+        out = crop(sample.replace(targets=Targets(torch.arange(len(boxes)), boxes)), np.random.default_rng(seed))
+        assert out.images[0].shape == (400, 400, 3)
+        whole = (out.targets.boxes.frac() == 0).all(1) & (out.targets.boxes < 400).all(1)
+        seen = out.targets[whole & (out.targets.boxes > 0).all(1)]
+        assert 64 <= len(seen) <= 100
+        assert torch.equal(seen.boxes[:, 2:] - seen.boxes[:, :2], torch.full((len(seen), 2), 4.0))
+        corners.append((boxes[seen.labels] - seen.boxes / 4)[0, :2].numpy())
+    np.testing.assert_array_equal(np.min(corners, 0), [0, 0])
+    np.testing.assert_array_equal(np.max(corners, 0), [200, 100])
+
+
 def test_clipping_drops_what_has_no_area() -> None:
     boxes = torch.tensor([[-5.0, -5, 5, 5], [10, 10, 30, 30], [20, 0, 25, 9], [3, 3, 3, 8], [6, 6, 2, 9], [1, 1, 2, 2]])
     out = clipped(Targets(torch.arange(6), boxes), (10, 20))
