@@ -1,7 +1,8 @@
-"""bevdet_core: camera perception on one deformable attention operator.
+"""Camera perception on one deformable attention operator.
 
-    from bevdet_core import Detector
-    detections = Detector.load("runs/detr3d").predict("frame.json")
+Example:
+    >>> from bevdet_core import Detector                                     # doctest: +SKIP
+    >>> detections = Detector.load("runs/detr3d").predict("frame.json")      # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -119,17 +119,27 @@ def synthesize(argv: list[str]) -> None:
         kind.add_argument(f"--{unit}", type=int, default=count, help=f"number of {unit}; default: {count}")
         kind.add_argument("--seed", type=int, default=0, help="same seed, same bytes; default: 0")
         if name == "nuscenes":
-            kind.add_argument("--frames", type=int, default=10, help="key frames of each scene; default: 10")
-        kind.add_argument("--image_size", type=_size, default=(800, 450), help="WIDTHxHEIGHT; default: 800x450")
+            kind.add_argument("--frames", type=int, default=8, help="key frames of each scene, at 2 Hz; default: 8")
+        val_help = f"how many of the {unit} are for validation; default: a fifth, at least one"
+        kind.add_argument(f"--val_{unit}", type=int, help=val_help)
+        size = (800, 450) if name == "nuscenes" else (640, 480)
+        kind.add_argument("--image_size", type=_size, default=size, help=f"WIDTHxHEIGHT; default: {size[0]}x{size[1]}")
     options = parser.parse_args(argv)
     from .data import synthetic
 
     if options.kind == "nuscenes":
         synthetic.synthesize_nuscenes(
-            options.out, options.scenes, options.seed, frames=options.frames, image_size=options.image_size
+            options.out,
+            options.scenes,
+            options.seed,
+            frames_per_scene=options.frames,
+            val_scenes=options.val_scenes,
+            image_size=options.image_size,
         )
     else:
-        synthetic.synthesize_coco(options.out, options.images, options.seed, image_size=options.image_size)
+        synthetic.synthesize_coco(
+            options.out, options.images, options.seed, val_images=options.val_images, image_size=options.image_size
+        )
     print(f"written: {options.out}")
 
 
@@ -163,18 +173,20 @@ def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.Ar
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
     """The verb's own options, and the dotted overrides: `--a.b value` or `--a.b=value`."""
-    rest, overrides = [], {}
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
     words = iter(argv)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and "." in name:
-            if not equals:
-                value = next(words, None)
-                if value is None:
-                    raise UsageError(f"{word} needs a value")
+        if not (word.startswith("--") and "." in name):
+            rest.append(word)
+        elif equals:
             overrides[name] = value
         else:
-            rest.append(word)
+            try:
+                overrides[name] = next(words)
+            except StopIteration:
+                raise UsageError(f"{word} needs a value") from None
     return parser.parse_args(rest), overrides
 
 

@@ -128,6 +128,8 @@ class Detr3dConfig:
         post_center_range: detections with a centre outside are dropped.
         max_detections: the best (query, class) pairs kept per frame.
         score_threshold: detections below are dropped.
+        perspective: while training, a dense head on the finest feature level predicts boxes too (as in BEVFormer v2);
+            what a training from random weights needs, and no part of the published network.
         loss: matching costs and loss weights.
     """
 
@@ -146,6 +148,7 @@ class Detr3dConfig:
     post_center_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
     max_detections: int = 300
     score_threshold: float = 0.0
+    perspective: bool = False
     loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
 
 
@@ -464,7 +467,7 @@ class TrainConfig:
         schedule: "cosine" falls to a thousandth, "step" is multiplied by 0.1 at each of the milestones.
         milestones: epochs, of the "step" schedule.
         ema: decay of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights.
-        precision: "no" is float32; "bf16" and "fp16" use autocast.
+        precision: "no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it.
         seed: of the initial weights, the order of the samples and their augmentation.
         log_steps: steps between two lines of the log.
         evaluate_epochs: epochs between two evaluations; 0 evaluates after the last epoch only.
@@ -484,7 +487,7 @@ class TrainConfig:
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     ema: float = 0.0
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
     seed: int = 0
     log_steps: int = 10
     evaluate_epochs: int = 0

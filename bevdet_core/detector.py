@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
 from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
@@ -109,7 +109,7 @@ class Detector:
         self.model.eval()
         try:
             batch = batch.to(self.device)
-            decoded = self.model.decode(self.model(batch), batch)
+            decoded: list[tuple[Tensor, Tensor, Tensor]] = self.model.decode(self.model(batch), batch)  # type: ignore[operator]
         finally:
             self.model.train(was_training)
         samples = samples if samples is not None else [None] * len(decoded)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import yaml
@@ -54,7 +55,8 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
     run.mkdir(parents=True, exist_ok=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
 
-    accelerator = Accelerator(mixed_precision=settings.precision)
+    precision = native_precision() if settings.precision == "auto" else settings.precision
+    accelerator = Accelerator(mixed_precision=precision)
     torch.manual_seed(settings.seed)
     val_data = build_dataset(config.data, training=False)
     loader = build_loader(
@@ -108,8 +110,10 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
                     group["lr"] = lr * group["lr_factor"]
                 for _ in range(settings.accumulate):
                     batch, targets = next(batches)
+                    if targets is None:
+                        raise ValueError(f"the training split has samples without annotations: {list(batch.tokens)}")
                     batch, targets = batch.to(accelerator.device), [t.to(accelerator.device) for t in targets]
-                    batch.targets = targets  # denoising queries are made from them
+                    batch.targets = targets  # what some models learn from beside the criterion
                     with accelerator.autocast():
                         predictions = network(batch)
                     losses = criterion(predictions, targets, batch.tokens)
@@ -134,6 +138,14 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
                 run_evaluation(run / "evaluation" / f"epoch-{epoch + 1:03d}")
         checkpoint.save(run / "model.safetensors", detector.checkpoint())
         return run_evaluation(run / "evaluation")
+
+
+def native_precision() -> Literal["no", "bf16"]:
+    """bf16 where the device computes with it natively, which is about twice as fast; float32 elsewhere."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
+    features: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return "bf16" if any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")) else "no"
 
 
 def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import boxes as boxes2d
 from .matching import Assignment, HungarianMatcher, LayerSet, LossError
-from .structures import Denoising, Predictions, Targets
+from .structures import PairedQueries, Predictions, Targets
 
 __all__ = [
     "BoxL1Loss",
@@ -243,9 +243,9 @@ class SetCriterion:
         """
         sets = self.layer_sets(predictions, targets)
         assignments = self.matcher(sets, tokens)
-        if predictions.denoising is not None:
-            restored, pairs = denoising_set(predictions.denoising)
-            sets, assignments = [*sets, restored], [*assignments, pairs]
+        for name, queries in predictions.paired.items():
+            layers, pairs = paired_set(name, queries)
+            sets, assignments = [*sets, layers], [*assignments, pairs]
         return self.losses(sets, assignments, tokens)
 
     def layer_sets(self, predictions: Predictions, targets: Sequence[Targets]) -> list[LayerSet]:
@@ -293,20 +293,20 @@ def _not_finite(sets: Sequence[LayerSet], tokens: Sequence[str]) -> list[str]:
     B = len(sets[0].targets)
     bad = torch.zeros(B, dtype=torch.bool)
     for layers in sets:
-        if len(layers.targets) != B:  # denoising queries, of all images together
+        if len(layers.targets) != B:  # paired queries, of all images together
             continue
         for values in (layers.logits, layers.boxes):
             bad |= ~values.isfinite().all(-1).all(-1).all(0).cpu()
     return [tokens[image] if tokens else f"image {image}" for image in range(B) if bad[image]]
 
 
-def denoising_set(denoising: Denoising) -> tuple[LayerSet, Assignment]:
-    """Denoising queries as one image, and the pairs that they are made of: there is nothing to match."""
-    L, P, _ = denoising.logits.shape
-    names = [*(f"denoising/layer{i}" for i in range(L - 1)), "denoising"]
-    layers = _layer_set(names, denoising.logits[:, None], denoising.boxes[:, None], [denoising.targets])
-    own = torch.arange(P, device=denoising.logits.device)
-    return layers, Assignment(torch.zeros_like(own), own.expand(L, -1), own.expand(L, -1))
+def paired_set(name: str, queries: PairedQueries) -> tuple[LayerSet, Assignment]:
+    """Queries of all images as those of one image, with the pairs that they came with: there is nothing to match."""
+    L = len(queries.logits)
+    names = [*(f"{name}/layer{i}" for i in range(L - 1)), name]
+    layers = _layer_set(names, queries.logits[:, None], queries.boxes[:, None], [queries.targets])
+    own = torch.arange(len(queries.targets), device=queries.logits.device)
+    return layers, Assignment(torch.zeros_like(own), queries.queries.expand(L, -1), own.expand(L, -1))
 
 
 def _layer_set(names: Sequence[str], logits: Tensor, boxes: Tensor, targets: Sequence[Targets]) -> LayerSet:

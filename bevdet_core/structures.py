@@ -7,7 +7,7 @@ A 2D image is a sample with one camera and no calibration, so both detector fami
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -105,7 +105,7 @@ class ImageBatch:
     tokens: Sequence[str] = ()  # [B], names of the samples for error messages
     scenes: Sequence[str | None] = ()  # [B]
     original_sizes: Tensor | None = None  # [B, N, 2] int64, (height, width) of the files
-    targets: Sequence[Targets] | None = None  # [B], while training: denoising queries are made from them
+    targets: Sequence[Targets] | None = None  # [B], while training: denoising queries and the like are made from them
 
     @property
     def mask(self) -> Tensor:
@@ -127,12 +127,16 @@ class ImageBatch:
 
 
 @dataclass
-class Denoising:
-    """What a detector makes of P targets that it was shown with noise: query p should say target p."""
+class PairedQueries:
+    """Queries, of all images together, whose targets are known without matching; only training has them.
 
-    logits: Tensor  # [L, P, C]
-    boxes: Tensor  # [L, P, 4]
+    Query `queries[p]` should say target p, and every other query nothing.
+    """
+
+    logits: Tensor  # [L, K, C]
+    boxes: Tensor  # [L, K, 4 or 10]
     targets: Targets  # P
+    queries: Tensor  # [P] int64
 
 
 @dataclass
@@ -148,7 +152,7 @@ class Predictions:
     proposals: Predictions | None = None  # two-stage: one layer over all encoder positions, supervised class-agnostic
     hidden: Tensor | None = None  # [L, B, Q, D] output of each decoder layer
     references: Tensor | None = None  # [L + 1, B, Q, 2 to 4] reference points before the first and after each layer
-    denoising: Denoising | None = None  # of all images together, while training
+    paired: Mapping[str, PairedQueries] = field(default_factory=dict)  # "denoising", "perspective"
 
 
 def collate(

@@ -22,6 +22,7 @@ from .detr import Detr, DetrDecoder, DetrEncoder
 from .detr3d import Detr3d, Detr3dHead
 from .heads import MLP, deformable_heads
 from .neck import FPN, LevelProjection
+from .perspective import PerspectiveHead
 from .position import LearnedPositionEmbedding, SinePositionEmbedding
 from .proposals import ProposalGenerator
 from .resnet import ResNet, load_backbone_weights
@@ -48,7 +49,9 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
         return build_deformable_detr(config, num_classes, backbone)
     neck = FPN(backbone.out_channels, config.embed_dim, config.num_levels)
     head = build_detr3d_head(config, num_classes)
-    return Detr3d(backbone, neck, head, config.post_center_range, config.max_detections, config.score_threshold)
+    perspective = PerspectiveHead(config.embed_dim, num_classes) if config.perspective else None
+    limits = (config.post_center_range, config.max_detections, config.score_threshold)
+    return Detr3d(backbone, neck, head, perspective, *limits)
 
 
 def build_detr(config: DetrConfig, num_classes: int, backbone: ResNet) -> Detr:

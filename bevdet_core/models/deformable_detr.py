@@ -104,8 +104,8 @@ class DeformableDetr(nn.Module):
             noisy.attention_mask(Q),
         )
         logits, boxes, hidden = (torch.stack(x) for x in (decoded.logits, decoded.boxes, decoded.hidden))
-        restored = noisy.pick(logits[:, :, Q:], boxes[:, :, Q:])
-        return Predictions(logits[:, :, :Q], boxes[:, :, :Q], proposals, hidden[:, :, :Q], denoising=restored)
+        paired = {"denoising": noisy.pick(logits[:, :, Q:], boxes[:, :, Q:])}
+        return Predictions(logits[:, :, :Q], boxes[:, :, :Q], proposals, hidden[:, :, :Q], paired=paired)
 
     def tokens(self, levels: Sequence[Tensor], mask: Tensor) -> tuple[FeatureTokens, Tensor]:
         """Levels [B, D, H, W] and padding mask [B, H, W] of the images -> tokens and their positions [B, S, D]."""

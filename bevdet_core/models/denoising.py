@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from ..structures import Denoising, Targets
+from ..structures import PairedQueries, Targets
 from .heads import MLP
 from .position import box_embedding
 
@@ -45,9 +45,10 @@ class DenoisingQueries:
         mask[:, num_learned:, num_learned:] = same_group | (index[:, None] == index)
         return mask[:, None]
 
-    def pick(self, logits: Tensor, boxes: Tensor) -> Denoising:
+    def pick(self, logits: Tensor, boxes: Tensor) -> PairedQueries:
         """The predictions [L, B, K, ...] of the queries that are present, beside what they should be."""
-        return Denoising(logits[:, self.present], boxes[:, self.present], self.targets)
+        own = torch.arange(len(self.targets), device=logits.device)
+        return PairedQueries(logits[:, self.present], boxes[:, self.present], self.targets, own)
 
 
 class DenoisingGenerator(nn.Module):

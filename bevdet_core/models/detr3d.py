@@ -13,6 +13,7 @@ from .. import boxes3d
 from ..geometry import MIN_DEPTH, project_points
 from ..structures import ImageBatch, Predictions
 from .heads import MLP, inverse_sigmoid, set_class_prior, top_predictions
+from .perspective import PerspectiveHead
 from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
 
 
@@ -206,6 +207,7 @@ class Detr3d(nn.Module):
         backbone: images [B, 3, H, W] -> feature maps.
         neck: feature maps -> the levels that the head reads.
         head: see `Detr3dHead`.
+        perspective: reads the finest level too, while training; see `PerspectiveHead`. None: nothing does.
         post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
         max_detections: the best (query, class) pairs kept per frame.
         score_threshold: detections that do not score higher are dropped.
@@ -216,17 +218,18 @@ class Detr3d(nn.Module):
         backbone: nn.Module,
         neck: nn.Module,
         head: Detr3dHead,
+        perspective: PerspectiveHead | None = None,
         post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
         max_detections: int = 300,
         score_threshold: float = 0.0,
     ) -> None:
         super().__init__()
-        self.backbone, self.neck, self.head = backbone, neck, head
+        self.backbone, self.neck, self.head, self.perspective = backbone, neck, head, perspective
         self.post_center_range = tuple(post_center_range)
         self.max_detections, self.score_threshold = max_detections, score_threshold
 
     def forward(self, batch: ImageBatch) -> Predictions:
-        """Detect objects in rig frames.
+        """Detect objects in rig frames. While training, `batch.targets` feed the perspective head.
 
         Raises:
             ValueError: the batch has no calibration, or another number of cameras than the head.
@@ -237,7 +240,12 @@ class Detr3d(nn.Module):
         # One pass for all cameras; channels last is what CPU and tensor-core convolutions want.
         images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
         features = [f.unflatten(0, (B, N)) for f in self.neck(self.backbone(images))]
-        return self.head(features, batch.rig.lidar2img, tuple(image_size))
+        size = (image_size[0], image_size[1])
+        predictions = self.head(features, batch.rig.lidar2img, size)
+        if self.perspective is not None and self.training and batch.targets is not None:
+            cells = self.perspective(features[0], batch.rig.lidar2img, size, batch.targets)
+            predictions.paired = {"perspective": cells}
+        return predictions
 
     def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The detections of each frame, best first.

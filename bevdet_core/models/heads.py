@@ -30,8 +30,9 @@ class MLP(nn.Sequential):
         super().__init__(*layers)
 
 
-def set_class_prior(classifier: nn.Linear) -> None:
+def set_class_prior(classifier: nn.Linear | nn.Conv2d) -> None:
     """Start a sigmoid classifier where every class has the probability `CLASS_PRIOR`."""
+    assert classifier.bias is not None
     nn.init.constant_(classifier.bias, -math.log((1 - CLASS_PRIOR) / CLASS_PRIOR))
 
 

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bevdet_ops.dense import TokenLinear
+
 from ..structures import ImageBatch
 
 
@@ -69,12 +71,12 @@ class FeedForward(nn.Module):
 
     def __init__(self, dim: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(dim, hidden)
+        self.linear1 = TokenLinear(dim, hidden)
         self.dropout = nn.Dropout(dropout)
-        self.linear2 = nn.Linear(hidden, dim)
+        self.linear2 = TokenLinear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(self.dropout(self.linear1(x).relu()))
+        return self.linear2(self.dropout(self.linear1(x).relu_()))
 
 
 def xavier_init(module: nn.Module) -> None:

@@ -1,0 +1,106 @@
+"""Perspective supervision: while training, every cell of a camera's feature map also says what stands there.
+
+Queries touch a feature map at few places and give its network little to learn from; published 3D detectors therefore
+start from the weights of a monocular detector. A dense head on the features does the same within one training
+(BEVFormer v2, Yang et al., CVPR 2023). Its boxes have the code and the frame of the queries' boxes, so the same losses
+apply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ..geometry import project_points
+from ..structures import PairedQueries, Targets
+from .heads import set_class_prior
+
+START_DEPTH = 15.0  # metres; what an untrained head answers
+
+
+class PerspectiveHead(nn.Module):
+    """One box and its class from every cell of a feature map.
+
+    Args:
+        dim: channels of the feature map.
+        num_classes: of the detector.
+    """
+
+    def __init__(self, dim: int, num_classes: int) -> None:
+        super().__init__()
+        self.tower = nn.Conv2d(dim, dim, 3, padding=1)
+        self.class_head = nn.Conv2d(dim, num_classes, 1)
+        # x, y of the centre in cells; log depth; log w, l, h; sine and cosine of the heading and velocity, both as
+        # seen along the ray: an image does not tell which way its camera looks.
+        self.box_head = nn.Conv2d(dim, 10, 1)
+        set_class_prior(self.class_head)
+
+    def forward(
+        self,
+        features: Tensor,  # [B, N, D, H, W] of all cameras
+        lidar2img: Tensor,  # [B, N, 4, 4]
+        image_size: tuple[int, int],  # (height, width) of the padded images
+        targets: Sequence[Targets],  # [B]
+    ) -> PairedQueries:
+        """The cells as queries; a target belongs to the four cells nearest to its centre in each camera."""
+        B, N, _, H, W = features.shape
+        stride = image_size[1] / W
+        x = self.tower(features.flatten(0, 1)).relu()
+        logits = self.class_head(x).unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)  # [B, N, H, W, C]
+        answers = self.box_head(x).unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)
+        with torch.autocast(features.device.type, enabled=False):
+            codes = self._codes(answers.float(), lidar2img, stride)
+            cells, owners = zip(
+                *(_cells(t, m, (H, W), stride) for t, m in zip(targets, lidar2img, strict=True)), strict=True
+            )
+        queries = torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)])
+        return PairedQueries(
+            logits.reshape(1, B * N * H * W, -1),
+            codes.reshape(1, B * N * H * W, -1),
+            Targets(
+                torch.cat([t.labels[owner] for t, owner in zip(targets, owners, strict=True)]),
+                torch.cat([t.boxes[owner] for t, owner in zip(targets, owners, strict=True)]),
+            ),
+            queries,
+        )
+
+    def _codes(self, answers: Tensor, lidar2img: Tensor, stride: float) -> Tensor:
+        """What the cells answer [B, N, H, W, 10], as box codes in the lidar frame."""
+        H, W = answers.shape[2:4]
+        rows = torch.arange(H, device=answers.device)[:, None] + 0.5
+        columns = torch.arange(W, device=answers.device) + 0.5
+        u, v = (columns + answers[..., 0]) * stride, (rows + answers[..., 1]) * stride
+        depth = START_DEPTH * answers[..., 2].clamp(-4, 4).exp()
+        img2lidar = torch.linalg.inv(lidar2img.float())[:, :, None, None]  # [B, N, 1, 1, 4, 4]
+        seen = torch.stack([u * depth, v * depth, depth], -1)
+        origin = img2lidar[..., :3, 3]
+        centre = (img2lidar[..., :3, :3] * seen[..., None, :]).sum(-1) + origin  # [B, N, H, W, 3]
+        cos, sin = nn.functional.normalize((centre - origin)[..., :2].detach(), dim=-1).unbind(-1)
+        yaw_sin = answers[..., 6] * cos + answers[..., 7] * sin
+        yaw_cos = answers[..., 7] * cos - answers[..., 6] * sin
+        vx = answers[..., 8] * cos - answers[..., 9] * sin
+        vy = answers[..., 8] * sin + answers[..., 9] * cos
+        (x, y, z), (w, l, h) = centre.unbind(-1), answers[..., 3:6].unbind(-1)  # noqa: E741
+        return torch.stack([x, y, w, l, z, h, yaw_sin, yaw_cos, vx, vy], -1)
+
+
+def _cells(targets: Targets, lidar2img: Tensor, shape: tuple[int, int], stride: float) -> tuple[Tensor, Tensor]:
+    """The cells of one frame that a target belongs to, in (camera, row, column) order, and the target of each.
+
+    Where several targets share a cell, it belongs to the nearest.
+    """
+    H, W = shape
+    pixels, depth = project_points(targets.boxes[None, :, :3], lidar2img[None])
+    depth = depth[0, :, :, None].expand(-1, -1, 4)  # [N, n, 4]
+    corner = (pixels[0] / stride - 0.5).floor()  # [N, n, 2] the upper left of the four cells around the centre
+    x = corner[..., :1] + corner.new_tensor([0, 1, 0, 1])
+    y = corner[..., 1:] + corner.new_tensor([0, 0, 1, 1])
+    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H) & (depth > 0.5)
+    camera, owner, _ = inside.nonzero(as_tuple=True)
+    cell = (camera * H + y[inside].long()) * W + x[inside].long()
+    nearest = depth.new_full((len(lidar2img) * H * W,), torch.inf)
+    nearest = nearest.scatter_reduce(0, cell, depth[inside], "amin")
+    first = depth[inside] == nearest[cell]
+    return cell[first], owner[first]
