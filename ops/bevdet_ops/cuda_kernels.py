@@ -20,7 +20,7 @@ BLOCK = 128  # threads, scalar.cuh
 MAX_LEVELS = 64  # problem.cuh
 MAX_LEVEL_PIXELS = 2**28 - 1  # a sample packs its pixel into 28 bits, point.cuh
 CHANNELS = 16  # per thread of the convolution's gather, deform_conv.cu
-GENERAL_GROUP, GENERAL_TILES = 8, 4  # lanes per head and packs per lane where D is not compiled in
+GENERAL_GROUP, GENERAL_TILES = 8, 2  # lanes per head and packs per lane where D is not compiled in
 
 C_TYPES = {
     torch.float32: "float",

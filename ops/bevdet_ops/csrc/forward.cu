@@ -6,7 +6,7 @@ template <typename T, int VEC, int GROUP, int DIM, int LEVELS, int POINTS> struc
     using A = arithmetic<T>;
     using H = Head<GROUP, DIM, LEVELS, POINTS>;
     // Where D is not known, blockIdx.y counts slabs of channels that a group can hold.
-    static constexpr int TILES = DIM > 0 ? (DIM + VEC * GROUP - 1) / (VEC * GROUP) : 4;
+    static constexpr int TILES = DIM > 0 ? (DIM + VEC * GROUP - 1) / (VEC * GROUP) : 2;
     static constexpr bool FULL = DIM == TILES * VEC * GROUP;  // no lane is ever idle
 
     const ForwardTensors<T, A>& tensors;
@@ -39,22 +39,20 @@ template <typename T, int VEC, int GROUP, int DIM, int LEVELS, int POINTS> struc
 
     __device__ __forceinline__ void add_camera(const View<T, A>& view, bool look) {
         const Normalizer<A> norm = make_normalizer<GROUP>(problem, view.weights, look, head.lane, head.points);
-        for (int slice = 0; slice < head.points; slice += H::CHUNKS * GROUP) {
-#pragma unroll
-            for (int chunk = 0; chunk < H::CHUNKS; ++chunk) {
-                const int start = slice + chunk * GROUP, own = start + head.lane;
-                Sample<A> sample = {};
-                if (look && own < head.points) {
-                    const int level = own / head.P;
-                    const Placement<A> at = place(problem, view.reference, view.offsets, level, own % head.P, head.P);
-                    sample = make_sample(at.x, at.y, activate(problem, norm, load(view.weights + own)),
-                                         problem.height[level], problem.width[level]);
-                }
-#pragma unroll 4
-                for (int k = 0; k < GROUP; ++k) {
-                    if (start + k >= head.points) break;
-                    add_sample(view.value, broadcast<GROUP>(sample, k), (start + k) / head.P);
-                }
+#pragma unroll 2
+        for (int start = 0; start < head.points; start += GROUP) {
+            const int own = start + head.lane;
+            Sample<A> sample = {};
+            if (look && own < head.points) {
+                const int level = own / head.P;
+                const Placement<A> at = place(problem, view.reference, view.offsets, level, own % head.P, head.P);
+                sample = make_sample(at.x, at.y, activate(problem, norm, load(view.weights + own)),
+                                     problem.height[level], problem.width[level]);
+            }
+#pragma unroll(DIM > 0 ? 4 : 2)  // loads in flight
+            for (int k = 0; k < GROUP; ++k) {
+                if (start + k >= head.points) break;
+                add_sample(view.value, broadcast<GROUP>(sample, k), (start + k) / head.P);
             }
         }
     }

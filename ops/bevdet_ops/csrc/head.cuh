@@ -5,7 +5,8 @@
 
 // LEVELS and POINTS are compile-time sizes, or 0. DIM likewise.
 template <int GROUP, int DIM, int LEVELS, int POINTS> struct Head {
-    // Points are taken CHUNKS * GROUP at a time, one of each GROUP by each lane; all at once where their number is known.
+    // The backward pass takes CHUNKS * GROUP points at a time, one of each GROUP by each lane; all of them at once where
+    // their number is known.
     static constexpr bool ALL_POINTS = LEVELS > 0;
     static constexpr int CHUNKS = ALL_POINTS ? (LEVELS * POINTS + GROUP - 1) / GROUP : 1;
 
