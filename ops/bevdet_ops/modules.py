@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bevdet_ops.deform_conv import deform_conv2d
+from bevdet_ops.dense import TokenLinear
 from bevdet_ops.functional import multi_camera_deformable_attention
 
 
@@ -38,10 +39,10 @@ class MSDeformAttn(nn.Module):
         self.n_levels = n_levels
         self.n_heads = n_heads
         self.n_points = n_points
-        self.sampling_offsets = nn.Linear(d_model, n_heads * n_levels * n_points * 2)
-        self.attention_weights = nn.Linear(d_model, n_heads * n_levels * n_points)
-        self.value_proj = nn.Linear(d_model, d_model)
-        self.output_proj = nn.Linear(d_model, d_model)
+        self.sampling_offsets = TokenLinear(d_model, n_heads * n_levels * n_points * 2)
+        self.attention_weights = TokenLinear(d_model, n_heads * n_levels * n_points)
+        self.value_proj = TokenLinear(d_model, d_model)
+        self.output_proj = TokenLinear(d_model, d_model)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,7 +89,7 @@ class MSDeformAttn(nn.Module):
         heads, levels, points = self.n_heads, self.n_levels, self.n_points
         value = self.value_proj(input_flatten)
         if input_padding_mask is not None:
-            value = value.masked_fill(input_padding_mask[..., None], 0.0)
+            value = value.masked_fill_(input_padding_mask[..., None], 0.0)
         shapes = input_spatial_shapes
         attended = multi_camera_deformable_attention(
             value.view(B, 1, S, heads, self.d_model // heads),
