@@ -109,6 +109,30 @@ def visualize(argv: list[str]) -> None:
     draw_samples(options.source, options.samples, options.out, options.threshold, overrides)
 
 
+def convert(argv: list[str]) -> None:
+    """Bring official weights into this library, and back"""
+    from .convert.release import BACKBONE, RELEASES
+
+    parser = _parser("convert", convert)
+    parser.add_argument("checkpoint", type=Path, help="weights file, or a folder that transformers wrote")
+    origins = (*RELEASES, BACKBONE)
+    parser.add_argument("--from", dest="origin", choices=origins, help="release it comes from; default: this library")
+    parser.add_argument("--to", dest="target", choices=RELEASES, help="release to write for; default: this library")
+    parser.add_argument("--out", type=Path, required=True, help="file to write (.safetensors, or .pth with --to)")
+    parser.add_argument("--config", type=Path, help="YAML file with the settings; default: what the weights tell")
+    parser.add_argument("--classes", type=Path, help="text file with the class names, one a line, in label order")
+    options, overrides = _parse(parser, argv)
+    if options.origin is None and options.target is None:
+        raise UsageError("name the release: --from for weights to bring in, --to for weights to bring out")
+    if options.target is None and options.out.suffix != ".safetensors":
+        raise UsageError(f"--out {options.out}: this library writes .safetensors files")
+    from .convert.release import convert as convert_file
+
+    names = options.classes.read_text().splitlines() if options.classes else None
+    settings = (options.config, overrides, names)
+    print(convert_file(options.checkpoint, options.out, options.origin, options.target, *settings))
+
+
 def synthesize(argv: list[str]) -> None:
     """Render a synthetic data set in the nuScenes or COCO format"""
     parser = _parser("synthesize", synthesize, settings=False)
@@ -148,6 +172,7 @@ VERBS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "visualize": visualize,
+    "convert": convert,
     "synthesize": synthesize,
 }
 

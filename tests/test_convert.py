@@ -8,7 +8,7 @@ import torch
 from bevdet_core import boxes3d
 from bevdet_core.checkpoint import CheckpointError
 from bevdet_core.config import BackboneConfig, Detr3dConfig
-from bevdet_core.convert import LAYOUTS, Layout, load_official
+from bevdet_core.convert import Layout, load_official
 from bevdet_core.convert.detr3d import DETR3D, turn_code
 from bevdet_core.models import build_model
 
@@ -110,7 +110,3 @@ def test_rules_are_exact():
     for key in ("blocks.x.body.a", "blocks.1xbody.a", "embed.weight", "steps"):
         with pytest.raises(CheckpointError, match="Example checkpoint does not have"):
             layout.from_official({key: one})
-
-
-def test_layouts_are_found_by_name():
-    assert LAYOUTS["detr3d"] is DETR3D

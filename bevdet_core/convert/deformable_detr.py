@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..config import DeformableDetrConfig
-from .detr import HF_DECODER_LAYER, HF_FFN, box_head, hf_attention, renamed
+from .detr import HF_DECODER_LAYER, HF_FFN, HF_POSITION, box_head, hf_attention, renamed
 from .layout import Layout, Rule
 from .resnet import hf_backbone, torchvision_resnet
 
@@ -57,8 +57,7 @@ def hf_deformable_detr(config: DeformableDetrConfig) -> Layout:
         "transformers Deformable DETR",
         rules=(
             *hf_backbone("model.backbone.conv_encoder.model."),
-            ("position.rows.weight", "model.backbone.position_embedding.row_embeddings.weight"),
-            ("position.columns.weight", "model.backbone.position_embedding.column_embeddings.weight"),
+            *HF_POSITION,
             ("neck.levels.#.*", "model.input_proj.#.*"),
             ("level_embed", "model.level_embed"),
             ("encoder.layers.#.self_attention.*", f"{_HF_ENCODER}.self_attn.*"),

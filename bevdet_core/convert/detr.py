@@ -39,6 +39,12 @@ def renamed(ours: str, theirs: str, names: Mapping[str, str]) -> tuple[Rule, ...
 _FFN = {"ffn.linear1": "linear1", "ffn.linear2": "linear2"}
 HF_FFN = {"ffn.linear1": "fc1", "ffn.linear2": "fc2"}
 
+# Version 5 of transformers has learned positions elsewhere.
+HF_POSITION: tuple[Rule, ...] = tuple(
+    (f"position.{ours}.weight", f"{place}.position_embedding.{theirs}_embeddings.weight")
+    for place in ("model.backbone", "model")
+    for ours, theirs in (("rows", "row"), ("columns", "column"))
+)
 HF_DECODER_LAYER = {
     **HF_FFN,
     "norm1": "self_attn_layer_norm",
@@ -74,8 +80,7 @@ HF_DETR = Layout(
     "transformers DETR",
     rules=(
         *hf_backbone("model.backbone.conv_encoder.model."),
-        ("position.rows.weight", "model.backbone.position_embedding.row_embeddings.weight"),
-        ("position.columns.weight", "model.backbone.position_embedding.column_embeddings.weight"),
+        *HF_POSITION,
         ("neck.*", "model.input_projection.*"),
         *hf_attention("encoder.layers.#.self_attention", f"{_HF_ENCODER}.self_attn"),
         *renamed(

@@ -14,6 +14,8 @@ from ..config import (
     DetrLossConfig,
 )
 
+Depth = Literal[18, 34, 50, 101]
+
 # What our detectors take for granted: the name in `transformers` and its value there.
 _FIXED = {"activation_function": "relu", "num_channels": 3}
 
@@ -112,14 +114,11 @@ def _backbone(arguments: Mapping[str, Any], out_stages: tuple[int, ...]) -> Back
     details = arguments.get("backbone_config") or {}
     if details.get("model_type") == "timm_backbone" or not details:
         name = details.get("backbone") or arguments.get("backbone") or "resnet50"
-        if name not in ("resnet18", "resnet34", "resnet50", "resnet101"):
-            raise ConfigError(f"the backbone {name!r} is not supported, only ResNets of depth 18 to 101")
-        # The layers under the second stage are frozen there.
-        return BackboneConfig(
-            depth=int(name.removeprefix("resnet")),
-            out_stages=out_stages,
-            dilation=bool(arguments.get("dilation")),
-        )
+        depths: dict[str, Depth] = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
+        if name not in depths:
+            raise ConfigError(f"the backbone {name!r} is not supported, only {', '.join(depths)}")
+        # As ours by default, what comes before the second stage is frozen there.
+        return BackboneConfig(depth=depths[name], out_stages=out_stages, dilation=bool(arguments.get("dilation")))
     if details.get("model_type", "resnet") != "resnet":
         raise ConfigError(f"a backbone of type {details['model_type']!r} is not supported, only ResNets")
     if details.get("downsample_in_first_stage"):

@@ -47,7 +47,9 @@ class Layout:
         parts: dict[str, dict[str, Tensor]] = {}
         unknown = []
         passed_over = (*self.ignored, *(copy for copy, _ in self.copies))
-        for key, tensor in state_dict.items():
+        # A file without repetitions may hold either of two names.
+        originals = {_rename(key, self.copies) or key: tensor for key, tensor in state_dict.items()}
+        for key, tensor in (originals | dict(state_dict)).items():
             name, shared = self._ours(key)
             if name is None:
                 if not any(_pattern(template).fullmatch(key) for template in passed_over):

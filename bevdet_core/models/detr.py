@@ -190,7 +190,7 @@ class Detr(nn.Module):
         query_pos = self.query_embed.weight.expand(len(images), -1, -1)
         hidden = self.decoder(query_pos, memory, positions, valid)
         with torch.autocast(hidden.device.type, enabled=False):
-            boxes = self.box_head(hidden.float()).sigmoid()
+            boxes = self.box_head(hidden.to(query_pos.dtype)).sigmoid()
         return Predictions(self.class_head(hidden), boxes, hidden=hidden)
 
     @torch.no_grad()

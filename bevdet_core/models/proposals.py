@@ -53,7 +53,7 @@ class ProposalGenerator(nn.Module):
         tokens = self.memory_norm(self.memory_proj(memory.tokens.masked_fill(~usable[..., None], 0.0)))
         logits = self.class_head(tokens)
         with torch.autocast(tokens.device.type, enabled=False):
-            boxes = (self.box_head(tokens.to(anchors.dtype)) + anchors).sigmoid()
+            boxes = (self.box_head(tokens.to(self.memory_norm.weight.dtype)) + anchors).sigmoid()
         # What cannot be used takes part in the choice, as in the release: with no memory it rarely wins.
         best = logits[..., 0].topk(self.num_queries).indices
         chosen = boxes.take_along_dim(best[..., None], 1).detach()

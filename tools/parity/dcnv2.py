@@ -10,7 +10,9 @@ import torch
 from bevdet_ops import ModulatedDeformConv2d
 
 
-def run(meta: dict[str, Any], inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(
+    meta: dict[str, Any], inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """The output and the gradients of input and parameters."""
     module = ModulatedDeformConv2d(**meta["config"])
     module.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
-from bevdet_core.config import DeformableDetrConfig
 from bevdet_core.convert.deformable_detr import hf_deformable_detr
 from bevdet_core.convert.detr import HF_DETR
 from bevdet_core.convert.hf_config import deformable_detr_config, detr_config
@@ -24,7 +25,26 @@ def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndar
         config = deformable_detr_config(arguments)
         layout = hf_deformable_detr(config)
     auxiliary = arguments.get("auxiliary_loss", False)
-    outputs = images.run(config, arguments["num_labels"], layout, meta, inputs, state_dict, auxiliary)
-    if not isinstance(config, DeformableDetrConfig):
+    adapt = renormalise if auxiliary and meta["source"] == "hf-detr" else None
+    outputs = images.run(config, arguments["num_labels"], layout, meta, inputs, state_dict, auxiliary, adapt)
+    if meta["source"] == "hf-detr":
         outputs["hs"] = outputs["hs"][-1:]
     return outputs
+
+
+def renormalise(model: nn.Module) -> None:
+    """Make DETR's decoder do what that of `transformers` does with auxiliary losses on, and only then.
+
+    Each layer hands its normalised output to the next one, and the last is normalised twice.
+    """
+    decoder = model.decoder
+
+    def forward(query_pos: Tensor, memory: Tensor, positions: Tensor, valid: Tensor) -> Tensor:
+        query = torch.zeros_like(query_pos)
+        hidden = []
+        for layer in decoder.layers:
+            query = decoder.norm(layer(query, query_pos, memory, memory + positions, valid))
+            hidden.append(query)
+        return torch.stack([*hidden[:-1], decoder.norm(query)])
+
+    decoder.forward = forward

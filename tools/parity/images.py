@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -29,6 +29,7 @@ def run(
     inputs: Mapping[str, np.ndarray],
     state_dict: Mapping[str, np.ndarray],
     auxiliary: bool,
+    adapt: Callable[[nn.Module], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """All outputs of a record of a 2D detector.
 
@@ -40,9 +41,12 @@ def run(
         inputs: of the record.
         state_dict: under official names.
         auxiliary: whether the layers before the last have a loss.
+        adapt: changes what the release does otherwise than our model.
     """
     model = build_model(config, num_classes)
     load_official(model, {key: torch.from_numpy(value) for key, value in state_dict.items()}, layout, meta["name"])
+    if adapt is not None:
+        adapt(model)
     batch = image_batch(inputs)
     seen: dict[str, object] = {}
     for part in ("backbone", "neck", "encoder", "decoder"):

@@ -10,7 +10,9 @@ import torch
 from bevdet_ops import MSDeformAttn
 
 
-def run(meta: dict[str, Any], inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def run(
+    meta: dict[str, Any], inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
     """Outputs with and without padding, and gradients with it, for references of 2 and of 4 numbers."""
     module = MSDeformAttn(**meta["config"])
     module.load_state_dict({key: torch.from_numpy(array) for key, array in state_dict.items()})
