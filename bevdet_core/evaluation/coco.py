@@ -61,9 +61,8 @@ class CocoMetrics:
             caption += f"\nno objects of {len(self.classes) - len(found)} other classes"
         table = Table(title="COCO detection", caption=caption, show_footer=True)
         table.add_column("class", footer="all", no_wrap=True)
-        table.add_column(
-            "objects", footer=f"{sum(values['objects'] for values in found.values()):.0f}", justify="right"
-        )
+        total = sum(values["objects"] for values in found.values())
+        table.add_column("count", footer=f"{total:.0f}", justify="right")
         columns = [*NUMBERS[:6], "AR100"]
         for name in columns:
             table.add_column(name, footer=_shown(self.numbers[name]), justify="right")
