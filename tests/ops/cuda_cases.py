@@ -1,4 +1,4 @@
-"""Calls of the operator, drawn at random: for the CUDA kernels on the CPU harness (hypothesis) and on a real GPU.
+"""Calls of the operator, drawn at random: for every back end, for the CUDA kernels on the CPU harness, and on a GPU.
 
 Plain Python over torch, so that `tools/gpu_check.py` needs nothing else.
 """

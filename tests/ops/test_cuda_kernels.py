@@ -46,13 +46,13 @@ def run(program: Path, case: Case) -> tuple[torch.Tensor, tuple]:
     return output, grads
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=80)
 @given(case=CASES)
 def test_any_call(asan: Path, case: Case) -> None:
     cuda_cases.assert_matches(case, *run(asan, case))
 
 
-@settings(FUZZ, max_examples=30)
+@settings(FUZZ, max_examples=25)
 @given(case=CASES)
 def test_any_call_without_races(races: Path, case: Case) -> None:
     cuda_cases.assert_matches(case, *run(races, case))

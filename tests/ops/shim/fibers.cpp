@@ -24,7 +24,7 @@ Position position;
 
 namespace {
 
-constexpr size_t STACK_BYTES = 256 * 1024;
+constexpr size_t STACK_BYTES = 64 * 1024;
 constexpr int WARP = 32;
 const char* const NAMES[] = {"__shfl_sync", "__shfl_xor_sync", "__any_sync", "__syncwarp"};
 

@@ -145,9 +145,12 @@ def launch(
         request, reply = Path(folder, "request"), Path(folder, "reply")
         request.write_bytes(b"".join(parts))
         environment = {**os.environ, "ASAN_OPTIONS": "detect_stack_use_after_return=0:abort_on_error=0"}
-        result = subprocess.run(
-            [program, request, reply], capture_output=True, text=True, check=False, env=environment, timeout=300
-        )
+        try:
+            result = subprocess.run(
+                [program, request, reply], capture_output=True, text=True, check=False, env=environment, timeout=120
+            )
+        except subprocess.TimeoutExpired:
+            raise ShimError(f"{kernel.name} does not end: 120 s") from None
         if result.returncode != 0:
             raise ShimError(f"{kernel.name} failed with code {result.returncode}:\n{result.stderr[:8000]}")
         data = bytearray(reply.read_bytes())
