@@ -5,8 +5,12 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test lint clean
 
+# A detector from nothing: render a world, train on it, score it on scenes that it has not seen, draw what it finds.
 demo: $(VENV)/demo.stamp
-	$(BIN)/python tools/demo.py
+	$(RM) -r demo/run
+	$(BIN)/bevdet synthesize nuscenes --out demo/nuscenes --scenes 100 --val_scenes 15 --frames 8 --image_size 400x225
+	$(BIN)/bevdet train configs/demo/detr3d.yaml --run demo/run
+	$(BIN)/bevdet visualize demo/run --samples 20 60 100 --out demo/pictures
 
 test: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
@@ -29,4 +33,4 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist
+	$(RM) -r $(VENV) build dist

@@ -522,6 +522,13 @@ class Config:
     data: DataConfig = field(default_factory=NuScenesConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, Detr3dConfig) != isinstance(self.data, NuScenesConfig):
+            raise ConfigError(
+                f"model.name {self.model.name!r} cannot learn from data.name {self.data.name!r}: 3D detectors need "
+                "nuscenes, 2D detectors coco"
+            )
+
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists that YAML and JSON can hold, and that `load_config` takes back."""
         return _plain(asdict(self))

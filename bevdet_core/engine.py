@@ -100,6 +100,8 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
             f"{len(train_data)} training samples, {len(val_data)} for validation, "
             f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train, run folder {run}"
         )
+        for fault in train_data.index.faults:
+            log.say(f"left out: {fault}")
         for epoch in range(step // steps_per_epoch, settings.epochs):
             network.train()
             loader.start(epoch, first_batch=step % steps_per_epoch * settings.accumulate)

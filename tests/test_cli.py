@@ -1,0 +1,106 @@
+"""The command line: what it does, and what it says when it cannot."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from bevdet_core.cli import VERBS, main
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture
+def small(synthetic_root, tmp_path):
+    """A configuration file of a small detector on the synthetic set."""
+    import yaml
+    from test_engine import settings
+
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(settings(synthetic_root, train__epochs=1).to_dict()))
+    return path
+
+
+@pytest.mark.parametrize("verb", [[], *([name] for name in VERBS)], ids=lambda words: " ".join(words) or "bevdet")
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([*verb, "--help"])
+    assert end.value.code == 0
+    assert "usage: bevdet" in capsys.readouterr().out
+
+
+def test_all_settings_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help_settings"])
+    text = capsys.readouterr().out
+    assert "--model.num_queries" in text
+    assert "--train.warmup_steps" in text
+
+
+def test_a_wrong_verb_is_named(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["trian"])
+    assert end.value.code == 2
+    assert "trian" in capsys.readouterr().err
+
+
+def test_wrong_settings_and_files_end_in_one_line(small, tmp_path, capsys):
+    cases = [
+        (["train", tmp_path / "none.yaml"], ["none.yaml", "cannot read"]),
+        (["train", small, "--model.num_querys", "3"], ["model.num_querys", "model.num_queries"]),
+        (["train", small, "--data.root", tmp_path / "nowhere", "--run", tmp_path / "r"], ["nowhere"]),
+        (["evaluate", tmp_path / "none.safetensors"], ["none.safetensors", "no such checkpoint"]),
+        (["evaluate", tmp_path], ["no model.safetensors"]),
+        (["predict", tmp_path / "none.safetensors", tmp_path / "*.json"], ["*.json", "no such file"]),
+        (["visualize", small, "--samples", "99", "--out", tmp_path / "p"], ["'99'", "0 to 3"]),
+    ]
+    for words, expected in cases:
+        assert run(*words) == 1, words
+        told = capsys.readouterr().err
+        assert told.startswith(f"bevdet {words[0]}: "), told
+        assert "Traceback" not in told
+        for word in expected:
+            assert word in told, (word, told)
+
+
+def test_an_override_without_a_value(small, capsys):
+    assert run("train", small, "--train.lr") == 2
+    assert "--train.lr needs a value" in capsys.readouterr().err
+
+
+def test_synthesize_refuses_a_folder_in_use(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("precious")
+    assert run("synthesize", "nuscenes", "--out", tmp_path, "--scenes", "2") == 1
+    assert str(tmp_path) in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "precious"
+    with pytest.raises(SystemExit):
+        run("synthesize", "nuscenes", "--out", tmp_path, "--image_size", "big")
+    assert "WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+def test_from_training_to_pictures(small, synthetic_root, tmp_path, capsys):
+    from bevdet_core.config import load_config
+    from bevdet_core.data import build_dataset
+    from bevdet_core.data.rig import write_frame
+
+    folder = tmp_path / "run"
+    assert run("train", small, "--run", folder, "--train.log_steps=2") == 0
+    assert "construction_vehicle" in capsys.readouterr().out
+    assert (folder / "curve.png").is_file()
+
+    assert run("evaluate", folder, "--out", tmp_path / "scores") == 0
+    assert "mAP" in (tmp_path / "scores" / "metrics.json").read_text()
+
+    write_frame(build_dataset(load_config(small).data, training=False)[0], tmp_path / "frames" / "a.json")
+    assert run("predict", folder, tmp_path / "frames" / "a.json", "--out", tmp_path / "found", "--threshold", "0") == 0
+    found = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    (boxes,) = found.values()
+    assert {"label", "score", "box"} == set(boxes[0])
+    assert Image.open(tmp_path / "found" / "a.png").width > 500
+
+    for source in (small, folder):
+        out = tmp_path / f"drawn-{source.stem}"
+        assert run("visualize", source, "--samples", "0", "3", "--out", out) == 0
+        assert len(list(out.glob("*.png"))) == 2

@@ -1,0 +1,171 @@
+"""Training: what a run leaves, what it survives, and what stops it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from bevdet_core import Detector, checkpoint
+from bevdet_core.checkpoint import CheckpointError
+from bevdet_core.config import Config, TrainConfig, load_config
+from bevdet_core.data.rig import write_frame
+from bevdet_core.engine import learning_rate, train
+from bevdet_core.matching import LossError
+from bevdet_core.runlog import read_log
+
+SMALL = {
+    "model": {
+        "name": "detr3d",
+        "backbone": {"depth": 18, "width": 8, "norm": "batch", "frozen_stages": 0, "out_stages": [3, 4]},
+        "num_levels": 2,
+        "embed_dim": 16,
+        "num_queries": 12,
+        "num_layers": 2,
+        "num_heads": 2,
+        "ffn_dim": 16,
+        "perspective": True,
+    },
+    "data": {
+        "name": "nuscenes",
+        "version": "v1.0-mini",
+        "train_split": "mini_train",
+        "val_split": "mini_val",
+        "input_size": [48, 80],
+    },
+    "train": {"epochs": 2, "workers": 0, "ema": 0.9, "log_steps": 1, "checkpoint_steps": 1, "warmup_steps": 2},
+}
+
+
+def settings(root: Path, **overrides) -> Config:
+    return load_config(SMALL, {"data.root": str(root)} | {name.replace("__", "."): v for name, v in overrides.items()})
+
+
+@pytest.fixture(scope="module")
+def finished(synthetic_root, tmp_path_factory):
+    """The folder of an uninterrupted run."""
+    run = tmp_path_factory.mktemp("run") / "small"
+    metrics = train(settings(synthetic_root), run, quiet=True)
+    return run, metrics
+
+
+def test_a_run_leaves_all_that_is_needed(finished, synthetic_root):
+    run, metrics = finished
+    assert {"NDS", "mAP"} <= set(metrics.summary())
+    names = {path.name for path in run.iterdir()}
+    assert {"config.yaml", "log.jsonl", "tensorboard", "checkpoints", "model.safetensors", "evaluation"} <= names
+    assert load_config(run / "config.yaml") == settings(synthetic_root)
+    lines = read_log(run / "log.jsonl")
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 9))
+    assert "perspective/loss_box" in lines[0]["losses"]
+    assert lines[-1]["metrics"].keys() >= {"NDS", "mAP"}
+    assert len(checkpoint.training_checkpoints(run / "checkpoints")) == 2
+
+
+def test_the_trained_detector_reads_a_frame_without_a_data_set(finished, synthetic_root, tmp_path):
+    from bevdet_core.data import build_dataset
+
+    detector = Detector.load(finished[0])
+    sample = build_dataset(settings(synthetic_root).data, training=False)[0]
+    write_frame(sample, tmp_path / "frame.json")
+    ours, same = detector.predict([sample, tmp_path / "frame.json"], batch_size=2)
+    assert len(ours) > 0
+    assert ours.boxes.shape[1] == 9
+    # PNG files keep the pixels, so the two roads meet.
+    torch.testing.assert_close(ours.scores, same.scores, rtol=1e-4, atol=1e-6)
+    assert ours.to_nuscenes()[0]["sample_token"] == sample.token
+
+
+def test_an_existing_run_is_not_overwritten(finished, synthetic_root):
+    before = (finished[0] / "model.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(settings(synthetic_root), finished[0], quiet=True)
+    assert (finished[0] / "model.safetensors").read_bytes() == before
+
+
+def test_a_killed_run_resumes_to_the_same_weights(finished, synthetic_root, tmp_path):
+    run = tmp_path / "killed"
+    (tmp_path / "small.yaml").write_text((finished[0] / "config.yaml").read_text())
+    command = [sys.executable, "-m", "bevdet_core.cli", "train", str(tmp_path / "small.yaml"), "--run", str(run)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(checkpoint.training_checkpoints(run / "checkpoints")) < 2:
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    train(settings(synthetic_root), run, resume=True, quiet=True)
+    whole, resumed = (checkpoint.load(folder / "model.safetensors").weights for folder in (finished[0], run))
+    assert whole.keys() == resumed.keys()
+    for name in whole:
+        assert torch.equal(whole[name], resumed[name]), name
+    steps = [line["step"] for line in read_log(run / "log.jsonl") if "loss" in line]
+    assert steps == sorted(set(steps))
+
+
+def test_resume_passes_over_a_damaged_checkpoint(finished, synthetic_root, tmp_path, capsys):
+    run = tmp_path / "damaged"
+    train(settings(synthetic_root, train__epochs=1), run, quiet=True)
+    newest = checkpoint.training_checkpoints(run / "checkpoints")[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    train(settings(synthetic_root), run, resume=True, quiet=True)
+    assert newest.name in capsys.readouterr().out
+    assert read_log(run / "log.jsonl")[-1]["step"] == 8
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, synthetic_root, tmp_path):
+    run = tmp_path / "other"
+    (run / "checkpoints").mkdir(parents=True)
+    old = checkpoint.training_checkpoints(finished[0] / "checkpoints")[-1]
+    (run / "checkpoints" / old.name).write_bytes(old.read_bytes())
+    with pytest.raises(CheckpointError, match="another model"):
+        train(settings(synthetic_root, model__num_queries=13), run, resume=True, quiet=True)
+
+
+def test_frames_without_objects_train(synthetic_copy, edit_table, tmp_path):
+    edit_table(synthetic_copy, "sample_annotation", lambda records: records.clear())
+    edit_table(synthetic_copy, "instance", lambda records: records.clear())
+    metrics = train(settings(synthetic_copy, train__epochs=1), tmp_path / "run", quiet=True)
+    assert metrics.summary()["mAP"] == 0
+    assert all(line["losses"]["loss_box"] == 0 for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line)
+
+
+def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(synthetic_copy, tmp_path, capsys):
+    from bevdet_core.data import build_dataset
+
+    dataset = build_dataset(settings(synthetic_copy).data, training=True)
+    broken = synthetic_copy / dataset.index.camera_file(dataset.rows[1], "CAM_BACK")
+    broken.write_bytes(broken.read_bytes()[:200])
+    with pytest.raises(ValueError, match=broken.name):
+        train(settings(synthetic_copy, train__epochs=1), tmp_path / "strict", quiet=True)
+    capsys.readouterr()
+    train(settings(synthetic_copy, train__epochs=1, data__on_error="skip"), tmp_path / "lenient")
+    told = " ".join(capsys.readouterr().out.split())
+    assert "skipped 1 broken sample" in told
+    assert len([line for line in read_log(tmp_path / "lenient" / "log.jsonl") if "loss" in line]) == 4
+
+
+def test_a_loss_that_is_not_finite_names_the_sample_and_keeps_the_checkpoint(synthetic_root, tmp_path):
+    config = settings(synthetic_root, train__lr=1e25, train__clip_norm=0.0, train__warmup_steps=0)
+    with pytest.raises(LossError, match="layer") as error:
+        train(config, tmp_path / "run", quiet=True)
+    from bevdet_core.data import build_dataset
+
+    assert any(token in str(error.value) for token in build_dataset(config.data, training=True).tokens)
+    for path in checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints"):
+        checkpoint.load(path, training=True)
+
+
+def test_learning_rates():
+    cosine = TrainConfig(lr=1.0, warmup_steps=10, epochs=10)
+    assert learning_rate(cosine, 0, 100) == pytest.approx(1 / 3, rel=1e-3)
+    assert learning_rate(cosine, 10, 100) == pytest.approx(1.0, rel=1e-3)
+    assert learning_rate(cosine, 500, 100) == pytest.approx(0.5, abs=5e-3)
+    assert learning_rate(cosine, 999, 100) == pytest.approx(1e-3)
+    steps = TrainConfig(lr=1.0, warmup_steps=0, schedule="step", milestones=(2, 3), epochs=4)
+    assert [learning_rate(steps, 100 * epoch, 100) for epoch in range(4)] == pytest.approx([1, 1, 0.1, 0.01])
