@@ -1,0 +1,228 @@
+"""Speed and memory of whole models beside `transformers`' with the same weights, in one run.
+
+    python tools/bench_models.py --json FILE
+
+Deformable DETR R50 (multi-scale, 91 classes) on an image of 800 x 1066 pixels: `transformers` writes a checkpoint,
+`bevdet convert` reads it, and both models work in turns, so that whatever else the machine does hits both. A ratio is
+the median over the turns of their time divided by ours. Peak memory is measured in a process for each model: the
+largest resident memory during the call, less what the process held before it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from bevdet_core import Detector, checkpoint
+from bevdet_core.convert.release import from_release
+from bevdet_core.models import build_criterion
+from bevdet_core.structures import ImageBatch, Targets
+
+HEIGHT, WIDTH, CLASSES, OBJECTS = 800, 1066, 91, 12
+
+
+def write_weights(folder: Path) -> None:
+    """The same random weights as a checkpoint of `transformers` and as one of this library."""
+    import transformers
+
+    torch.manual_seed(0)
+    backbone = transformers.ResNetConfig(out_features=["stage2", "stage3", "stage4"])
+    config = transformers.DeformableDetrConfig(
+        backbone_config=backbone, num_labels=CLASSES, disable_custom_kernels=True, auxiliary_loss=True, class_cost=2
+    )
+    model = transformers.DeformableDetrForObjectDetection(config)
+    with torch.no_grad():
+        # The untrained heads say the same everywhere; agreement of the outputs should mean something.
+        for name, parameter in model.named_parameters():
+            if name.startswith(("class_embed", "bbox_embed")) and name.endswith("weight"):
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5)
+            elif "sampling_offsets.weight" in name or "attention_weights.weight" in name:
+                parameter.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5)
+    model.save_pretrained(folder / "theirs")
+    # Both train what the published recipe trains.
+    overrides = {"model.backbone.frozen_stages": 1}
+    checkpoint.save(folder / "ours.safetensors", from_release(folder / "theirs", "hf-deformable-detr", None, overrides))
+
+
+def load_theirs(folder: Path) -> nn.Module:
+    """`transformers`' model, ready for inference."""
+    import transformers
+
+    model = transformers.DeformableDetrForObjectDetection.from_pretrained(folder / "theirs")
+    for name, parameter in model.named_parameters():
+        if "backbone" in name:
+            parameter.requires_grad_(any(f"encoder.stages.{stage}." in name for stage in (1, 2, 3)))
+    return model.eval()
+
+
+def load_ours(folder: Path) -> Detector:
+    """Our detector, ready for inference."""
+    return Detector.load(folder / "ours.safetensors", "cpu")
+
+
+def inputs() -> tuple[ImageBatch, list[Targets]]:
+    """One image of noise with a few objects."""
+    torch.manual_seed(1)
+    sizes = torch.tensor([[[HEIGHT, WIDTH]]])
+    boxes = torch.cat([torch.rand(OBJECTS, 2) * 0.6 + 0.2, torch.rand(OBJECTS, 2) * 0.3 + 0.05], 1)
+    targets = [Targets(torch.randint(CLASSES, (OBJECTS,)), boxes)]
+    return ImageBatch(torch.randn(1, 1, 3, HEIGHT, WIDTH), sizes, original_sizes=sizes), targets
+
+
+def inference_calls(folder: Path, which: str) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
+    """One forward pass without gradients, for either model or for both; returns logits and boxes."""
+    batch, _ = inputs()
+    calls: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {}
+    if which in ("theirs", "both"):
+        theirs = load_theirs(folder)
+
+        @torch.inference_mode()
+        def run_theirs() -> tuple[Tensor, Tensor]:
+            out = theirs(batch.images[:, 0], ~batch.mask[:, 0])
+            return out.logits, out.pred_boxes
+
+        calls["theirs"] = run_theirs
+    if which in ("ours", "both"):
+        ours = load_ours(folder).model
+
+        @torch.inference_mode()
+        def run_ours() -> tuple[Tensor, Tensor]:
+            out = ours(batch)
+            return out.logits[-1], out.boxes[-1]
+
+        calls["ours"] = run_ours
+    return calls
+
+
+def training_calls(folder: Path, which: str) -> dict[str, Callable[[], Tensor]]:
+    """One training step: forward, loss, backward, clipping, AdamW; returns the loss."""
+    batch, targets = inputs()
+    calls: dict[str, Callable[[], Tensor]] = {}
+
+    def step(model: nn.Module, loss: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        model.train()
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(learning, lr=1e-6, fused=True)
+
+        def run() -> Tensor:
+            total = loss()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(learning, 0.1)
+            optimizer.step()
+            optimizer.zero_grad()
+            return total.detach()
+
+        return run
+
+    if which in ("theirs", "both"):
+        theirs = load_theirs(folder)
+        labels = [{"class_labels": target.labels, "boxes": target.boxes} for target in targets]
+        calls["theirs"] = step(theirs, lambda: theirs(batch.images[:, 0], ~batch.mask[:, 0], labels=labels).loss)
+    if which in ("ours", "both"):
+        detector = load_ours(folder)
+        criterion = build_criterion(detector.config.model)
+        calls["ours"] = step(detector.model, lambda: criterion(detector.model(batch), targets)["total"])
+    return calls
+
+
+CALLS = {"inference": inference_calls, "training": training_calls}
+
+
+def in_turns(calls: dict[str, Callable], turns: int) -> dict[str, list[float]]:
+    """Seconds of each call, after one that does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(turns + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def peak_memory(folder: Path, task: str, which: str) -> float:
+    """MiB that the second call needs on top of what the process holds; to be called in a fresh process (Linux)."""
+    call = CALLS[task](folder, which)[which]
+    call()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = _status("VmRSS")
+    call()
+    return (_status("VmHWM") - before) / 1024
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def measure(folder: Path, turns: dict[str, int], threads: int) -> dict:
+    """All figures."""
+    write_weights(folder)
+    report: dict = {
+        "model": f"Deformable DETR R50, multi-scale, {HEIGHT} x {WIDTH}, batch 1, float32",
+        "threads": threads,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    for task, build in CALLS.items():
+        calls = build(folder, "both")
+        report[task] = figures = {}
+        if task == "inference":
+            (theirs, ours) = (calls["theirs"](), calls["ours"]())
+            figures["largest_output_difference"] = max(
+                float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)
+            )
+        seconds = in_turns(calls, turns[task])
+        del calls
+        figures["seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
+        figures["images_per_second"] = {name: 1 / value for name, value in figures["seconds"].items()}
+        ratios = [a / b for a, b in zip(seconds["theirs"], seconds["ours"], strict=True)]
+        figures["speed_ratio"] = statistics.median(ratios)
+        figures["speed_ratio_range"] = [min(ratios), max(ratios)]
+        figures["peak_mib"] = {name: _in_own_process(folder, task, name, threads) for name in ("theirs", "ours")}
+        figures["memory_ratio"] = figures["peak_mib"]["ours"] / figures["peak_mib"]["theirs"]
+    return report
+
+
+def _in_own_process(folder: Path, task: str, which: str, threads: int) -> float:
+    command = [sys.executable, __file__, "--threads", str(threads), "--peak", str(folder), task, which]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads; default: 2")
+    parser.add_argument("--turns", type=int, default=7, help="forward passes of each model; default: 7")
+    parser.add_argument("--training_turns", type=int, default=3, help="training steps of each model; default: 3")
+    parser.add_argument("--peak", nargs=3, metavar=("FOLDER", "TASK", "MODEL"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.peak:
+        folder, task, which = options.peak
+        print(peak_memory(Path(folder), task, which))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        turns = {"inference": options.turns, "training": options.training_turns}
+        report = measure(Path(folder), turns, options.threads)
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.json:
+        options.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
