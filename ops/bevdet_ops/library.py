@@ -322,6 +322,6 @@ def _attention_vmap(info, in_dims, value, spatial_shapes, *arguments):
         return tensor.flatten(0, 1)
 
     value = fold(value, in_dims[0])
-    arguments = [fold(argument, dim) for argument, dim in zip(arguments, in_dims[2:], strict=True)]
-    output = torch.ops.bevdet_ops.multi_camera_deformable_attention(value, spatial_shapes, *arguments)
+    folded = (fold(argument, dim) for argument, dim in zip(arguments, in_dims[2:], strict=True))
+    output = torch.ops.bevdet_ops.multi_camera_deformable_attention(value, spatial_shapes, *folded)
     return output.unflatten(0, (info.batch_size, value.shape[0] // info.batch_size)), 0

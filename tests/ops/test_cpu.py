@@ -227,6 +227,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert peaks["cpu"] <= peaks["reference"] / 5
 
 
+def test_status_says_what_runs() -> None:
+    status = bevdet_ops.backend_status()
+    assert (status["reference"], status["cpu"]) == ("available", "available")
+    assert (status["cuda"] == "available") == torch.cuda.is_available() or "CuPy" in status["cuda"]
+
+
 def test_module_trains() -> None:
     torch.manual_seed(0)
     attention = MSDeformAttn(32, 2, 4, 2)
