@@ -1,0 +1,61 @@
+"""Every setting of the library, as frozen dataclasses with the defaults of the published recipes.
+
+A YAML file names what it changes; dotted overrides on the command line change more. `load_config` checks all names
+and types, and tells the nearest valid name of a typo.
+"""
+
+from .data import (
+    DATA,
+    NUSCENES_CAMERAS,
+    NUSCENES_CLASSES,
+    CocoConfig,
+    DataConfig,
+    ImageAugmentConfig,
+    NuScenesConfig,
+    RigAugmentConfig,
+)
+from .errors import ConfigError
+from .loading import Config, load_config, settings_parser
+from .models import (
+    MODELS,
+    BackboneConfig,
+    DeformableDetrConfig,
+    DeformableDetrLossConfig,
+    DenoisingConfig,
+    Detr3dConfig,
+    Detr3dLossConfig,
+    DetrConfig,
+    DetrLossConfig,
+    ModelConfig,
+    PixelConfig,
+    Range3d,
+)
+from .training import TrainConfig
+
+__all__ = [
+    "DATA",
+    "MODELS",
+    "NUSCENES_CAMERAS",
+    "NUSCENES_CLASSES",
+    "BackboneConfig",
+    "CocoConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "DeformableDetrConfig",
+    "DeformableDetrLossConfig",
+    "DenoisingConfig",
+    "Detr3dConfig",
+    "Detr3dLossConfig",
+    "DetrConfig",
+    "DetrLossConfig",
+    "ImageAugmentConfig",
+    "ModelConfig",
+    "NuScenesConfig",
+    "PixelConfig",
+    "Range3d",
+    "RigAugmentConfig",
+    "TrainConfig",
+    "load_config",
+    "settings_parser",
+]

@@ -1,0 +1,64 @@
+"""How the detectors learn."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The training run.
+
+    Args:
+        epochs: passes over the training split.
+        batch_size: samples per step and process.
+        accumulate: steps whose gradients are summed before the weights change.
+        workers: processes that load and augment data; 0 loads in the training process.
+        lr: of AdamW, for everything that `lr_factors` does not name.
+        lr_factors: part of a parameter's name -> factor on its learning rate; the first part found decides.
+        weight_decay: of AdamW.
+        clip_norm: largest gradient norm; 0 never clips.
+        warmup_steps: the rate rises linearly from a third over this many steps.
+        schedule: "cosine" falls to a thousandth, "step" is multiplied by 0.1 at each of the milestones.
+        milestones: epochs, of the "step" schedule.
+        ema: decay of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights.
+        precision: "no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it.
+        seed: of the initial weights, the order of the samples and their augmentation.
+        log_steps: steps between two lines of the log.
+        evaluate_epochs: epochs between two evaluations; 0 evaluates after the last epoch only.
+        checkpoint_steps: steps between two checkpoints; 0 writes one after each epoch only.
+        keep_checkpoints: older ones are removed.
+    """
+
+    epochs: int = 24
+    batch_size: int = 1
+    accumulate: int = 1
+    workers: int = 2
+    lr: float = 2e-4
+    lr_factors: dict[str, float] = field(default_factory=lambda: {"backbone": 0.1})
+    weight_decay: float = 0.01
+    clip_norm: float = 35.0
+    warmup_steps: int = 500
+    schedule: Literal["cosine", "step"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    ema: float = 0.0
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    seed: int = 0
+    log_steps: int = 10
+    evaluate_epochs: int = 0
+    checkpoint_steps: int = 0
+    keep_checkpoints: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "log_steps", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        counts = ("workers", "warmup_steps", "evaluate_epochs", "checkpoint_steps")
+        for name in (*counts, "lr", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"train.ema must lie in [0, 1), got {self.ema}")
