@@ -39,6 +39,7 @@ class RigAugmentConfig:
         flip: probability of mirroring each image left to right.
         photometric: probability of changing brightness, contrast, saturation, hue.
         grid_mask: probability of blanking a grid of squares.
+        mirror: probability of mirroring the whole scene left to right: images, cameras and objects.
         rotation: the scene turns about z by up to this many radians.
         scale: range of the factor on the scene's size.
     """
@@ -48,6 +49,7 @@ class RigAugmentConfig:
     flip: float = 0.0
     photometric: float = 0.5
     grid_mask: float = 0.7
+    mirror: float = 0.0
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
 

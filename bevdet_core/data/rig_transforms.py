@@ -29,6 +29,8 @@ def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
         steps.append(PhotometricDistortion(augment.photometric))
     if augment.grid_mask:
         steps.append(GridMask(augment.grid_mask))
+    if augment.mirror:
+        steps.append(MirrorScene(augment.mirror))
     if augment.rotation or augment.scale != (1.0, 1.0):
         steps.append(TurnAndScaleScene(augment.rotation, augment.scale))
     if config.object_range is not None:
@@ -102,6 +104,44 @@ class RandomResizeCropFlip:
         return sample.replace(images=images, cameras=cameras if sample.cameras is not None else None)
 
 
+class MirrorScene:
+    """Mirror the world left to right: the pictures, where cameras look, and the objects.
+
+    Cameras called LEFT and RIGHT change places, so that each slot of the rig still looks where it did.
+
+    Args:
+        probability: of mirroring.
+    """
+
+    def __init__(self, probability: float) -> None:
+        self.probability = probability
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if rng.random() >= self.probability:
+            return sample
+        across = np.diag([-1.0, 1, 1, 1])  # mirrors x, of the lidar frame and of a camera alike
+        images = [np.ascontiguousarray(image[:, ::-1]) for image in sample.images]
+        cameras, targets, lidar2global = sample.cameras, sample.targets, sample.lidar2global
+        if cameras is not None:
+            cameras = [
+                Camera(
+                    camera.name,
+                    np.array([[-1.0, 0, image.shape[1]], [0, 1, 0], [0, 0, 1]]) @ camera.intrinsic @ across[:3, :3],
+                    across @ camera.camera2lidar @ across,
+                )
+                for camera, image in zip(cameras, images, strict=True)
+            ]
+            slots = _opposite_slots([camera.name for camera in cameras])
+            images = [images[slot] for slot in slots]
+            cameras = [replace(cameras[slot], name=cameras[n].name) for n, slot in enumerate(slots)]
+        if targets is not None:
+            x, rest, yaw, vx, vy = targets.boxes.split([1, 5, 1, 1, 1], 1)
+            targets = replace(targets, boxes=torch.cat([-x, rest, torch.pi - yaw, -vx, vy], 1))
+        if lidar2global is not None:
+            lidar2global = lidar2global @ across
+        return sample.replace(images=images, cameras=cameras, targets=targets, lidar2global=lidar2global)
+
+
 class TurnAndScaleScene:
     """Turn the lidar frame about z and scale it, with all boxes and poses, so that images and projections stay true.
 
@@ -142,6 +182,13 @@ class KeepInRange:
             return sample
         centre = sample.targets.boxes[:, :2]
         return sample.replace(targets=sample.targets[((centre > self.low) & (centre < self.high)).all(1)])
+
+
+def _opposite_slots(names: Sequence[str]) -> list[int]:
+    """For each camera the one on the other side; all stay where they are if one has no opposite."""
+    swap = {"LEFT": "RIGHT", "RIGHT": "LEFT"}
+    opposite = ["_".join(swap.get(word, word) for word in name.split("_")) for name in names]
+    return [names.index(name) for name in opposite] if set(opposite) == set(names) else list(range(len(names)))
 
 
 def _resample(

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from bevdet_core.config import NuScenesConfig, RigAugmentConfig
 from bevdet_core.data.nuscenes import NuScenesDataset
 from bevdet_core.data.rig_transforms import (
     KeepInRange,
+    MirrorScene,
     RandomResizeCropFlip,
     ResizeTo,
     TurnAndScaleScene,
@@ -237,3 +239,36 @@ def test_inference_resizes_alone() -> None:
         expected = sample if size is None else ResizeTo(size)(sample)
         out = transform(sample, np.random.default_rng(0))
         np.testing.assert_array_equal(out.images[0], expected.images[0])
+
+
+def test_mirroring_keeps_objects_where_the_images_show_them():
+    sample = rig_sample()
+    mirrored = MirrorScene(1.0)(sample, np.random.default_rng(0))
+    (pixels, depth), (after, after_depth) = projections(sample), projections(mirrored)
+    width = torch.tensor([160.0, 200.0], dtype=torch.float64)[:, None]
+    torch.testing.assert_close(after_depth, depth)
+    ahead = depth > 0.1
+    assert ahead.any(1).all()
+    torch.testing.assert_close(after[..., 1][ahead], pixels[..., 1][ahead])
+    torch.testing.assert_close(after[..., 0][ahead], (width - pixels[..., 0])[ahead])
+    np.testing.assert_array_equal(mirrored.images[0], sample.images[0][:, ::-1])
+    for camera in mirrored.cameras:
+        assert camera.intrinsic[0, 0] > 0
+        assert np.linalg.det(camera.camera2lidar[:3, :3]) == pytest.approx(1)
+    # Corners, headings and velocities are mirrored with the centres.
+    corners = boxes3d.corners(sample.targets.boxes) * torch.tensor([-1.0, 1, 1])
+    distance = torch.cdist(boxes3d.corners(mirrored.targets.boxes), corners).amin(2)
+    assert distance.max() < 1e-4
+    here = boxes3d.transform(sample.targets.boxes, sample.lidar2global)
+    there = boxes3d.transform(mirrored.targets.boxes, mirrored.lidar2global)
+    torch.testing.assert_close(there[:, 7:], here[:, 7:])
+    torch.testing.assert_close(there[:, 6].sin(), here[:, 6].sin(), rtol=1e-4, atol=1e-4)
+
+
+def test_mirroring_gives_each_slot_the_camera_of_the_other_side():
+    sample = rig_sample()
+    left, right = (replace(c, name=n) for c, n in zip(sample.cameras, ("CAM_LEFT", "CAM_RIGHT"), strict=True))
+    mirrored = MirrorScene(1.0)(sample.replace(cameras=[left, right]), np.random.default_rng(0))
+    assert [camera.name for camera in mirrored.cameras] == ["CAM_LEFT", "CAM_RIGHT"]
+    np.testing.assert_array_equal(mirrored.images[0], sample.images[1][:, ::-1])
+    assert MirrorScene(0.0)(sample, np.random.default_rng(0)) is sample
