@@ -20,6 +20,8 @@ class TokenLinear(nn.Linear):
         """[B, S, in_features] -> [B, S, out_features]."""
         if x.device.type != "cpu" or x.ndim != 3 or x.shape[1] < MANY_TOKENS or torch.compiler.is_compiling():
             return super().forward(x)
+        if torch.get_num_threads() == 1:  # there PyTorch keeps 1x1 convolutions away from oneDNN
+            return super().forward(x)
         # A row of S pixels in channels-last order: neither the input nor the output is copied.
         row = x.contiguous().unsqueeze(1).permute(0, 3, 1, 2)  # [B, in_features, 1, S]
         return F.conv2d(row, self.weight[:, :, None, None], self.bias).permute(0, 2, 3, 1).squeeze(1)
