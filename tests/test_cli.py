@@ -98,7 +98,8 @@ def test_from_training_to_pictures(small, synthetic_root, tmp_path, capsys):
     found = json.loads((tmp_path / "found" / "predictions.json").read_text())
     (boxes,) = found.values()
     assert {"label", "score", "box"} == set(boxes[0])
-    assert Image.open(tmp_path / "found" / "a.png").width > 500
+    with Image.open(tmp_path / "found" / "a.png") as picture:
+        assert picture.width > 500
 
     for source in (small, folder):
         out = tmp_path / f"drawn-{source.stem}"

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bevdet_core.config import CocoConfig, Config
+from bevdet_core.config import CocoConfig, Config, DeformableDetrConfig
 from bevdet_core.data.images import SampleError
 from bevdet_core.detector import Detector
 from bevdet_core.structures import Camera, Predictions, Sample
@@ -40,7 +40,8 @@ class BrightestQuarter(nn.Module):
 
 @pytest.fixture
 def detector() -> Detector:
-    return Detector(BrightestQuarter(), Config(data=CocoConfig(short_side=32, long_side=64)), ("cat", "dog"))
+    config = Config(DeformableDetrConfig(), CocoConfig(short_side=32, long_side=64))
+    return Detector(BrightestQuarter(), config, ("cat", "dog"))
 
 
 def picture(height: int = 60, width: int = 90) -> np.ndarray:
