@@ -49,6 +49,7 @@ class Camera:
     name: str
     intrinsic: np.ndarray  # [3, 3] float64, pixels of the image as it is now
     camera2lidar: np.ndarray  # [4, 4] float64, metres
+    hidden: bool = False  # it gave no image: the picture is blank, the calibration may be anything, and nobody looks
 
     @property
     def lidar2img(self) -> np.ndarray:
@@ -89,17 +90,29 @@ class CameraRig:
     lidar2img: Tensor  # [B, N, 4, 4] float32; see Camera.lidar2img
     lidar2global: Tensor | None = None  # [B, 4, 4] float64
     timestamps: Tensor | None = None  # [B] float64, seconds
+    hidden: Tensor | None = None  # [B, N] bool, True for cameras that gave no image or are no cameras; None: no such one
+
+    @property
+    def visible(self) -> Tensor:
+        """[B, N] bool: the cameras that gave an image."""
+        if self.hidden is None:
+            return torch.ones(self.lidar2img.shape[:2], dtype=torch.bool, device=self.lidar2img.device)
+        return ~self.hidden
 
     def to(self, device: torch.device | str) -> CameraRig:
         move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        return CameraRig(self.lidar2img.to(device, non_blocking=True), move(self.lidar2global), move(self.timestamps))
+        lidar2img = self.lidar2img.to(device, non_blocking=True)
+        return CameraRig(lidar2img, move(self.lidar2global), move(self.timestamps), move(self.hidden))
 
 
 @dataclass
 class ImageBatch:
-    """Normalised images, padded at the right and at the bottom to one size. 2D: N = 1 and no rig."""
+    """Normalised images, padded at the right and at the bottom to one size. 2D: N = 1 and no rig.
 
-    images: Tensor  # [B, N, 3, H, W] float32, 0 under padding
+    Rigs with fewer cameras than others of the batch are filled up with hidden ones of size 0.
+    """
+
+    images: Tensor  # [B, N, 3, H, W] float32, 0 under padding and where a camera is hidden
     sizes: Tensor  # [B, N, 2] int64, (height, width) without padding
     rig: CameraRig | None = None
     tokens: Sequence[str] = ()  # [B], names of the samples for error messages
@@ -165,7 +178,7 @@ def collate(
     """Normalise, pad and stack samples.
 
     Args:
-        samples: B samples with the same number of cameras.
+        samples: B images, or B rig frames of any numbers of cameras.
         mean: of the channels, in 0..255, in the order that the network sees them.
         std: likewise.
         size_divisor: the padded height and width are multiples of it.
@@ -175,30 +188,32 @@ def collate(
         The batch, and the targets of its samples (None where a sample has none).
 
     Raises:
-        ValueError: samples with different numbers of cameras, or some with and some without calibration.
+        ValueError: some samples with and some without calibration, or without and with different numbers of images.
     """
     counts = {len(sample.images) for sample in samples}
-    if len(counts) != 1:
-        raise ValueError(f"samples of one batch must have the same number of cameras, got {sorted(counts)}")
     if len({sample.cameras is None for sample in samples}) != 1:
         raise ValueError("a batch cannot mix samples with and without camera calibration")
-    cameras = counts.pop()
-    sizes = torch.tensor([[image.shape[:2] for image in sample.images] for sample in samples])  # [B, N, 2]
+    if len(counts) != 1 and samples[0].cameras is None:
+        raise ValueError(f"samples of one batch must have the same number of images, got {sorted(counts)}")
+    cameras = max(counts)
+    sizes = _filled([[image.shape[:2] for image in sample.images] for sample in samples], cameras)  # [B, N, 2]
     height, width = (-(-int(edge) // size_divisor) * size_divisor for edge in sizes.amax((0, 1)))
     images = torch.zeros(len(samples), cameras, 3, height, width)
     shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
     for b, sample in enumerate(samples):
         for n, image in enumerate(sample.images):
+            if sample.cameras is not None and sample.cameras[n].hidden:
+                continue
             pixels = torch.from_numpy(np.array(image[..., ::-1] if bgr else image, order="C")).permute(2, 0, 1)
             place = images[b, n, :, : image.shape[0], : image.shape[1]]
             place.copy_(pixels).sub_(shift).div_(scale)  # in place: a whole order faster than through a copy
     batch = ImageBatch(
         images,
         sizes,
-        _stack_rigs(samples),
+        _stack_rigs(samples, cameras),
         [sample.token for sample in samples],
         [sample.scene for sample in samples],
-        torch.tensor([sample.original_sizes for sample in samples]),
+        _filled([sample.original_sizes for sample in samples], cameras),
     )
     targets = [sample.targets for sample in samples if sample.targets is not None]
     if len(targets) < len(samples):
@@ -208,16 +223,28 @@ def collate(
     return batch, targets
 
 
-def _stack_rigs(samples: Sequence[Sample]) -> CameraRig | None:
-    cameras = [sample.cameras for sample in samples if sample.cameras is not None]
-    if not cameras:
+def _filled(sizes: Sequence[Sequence[tuple[int, ...]]], cameras: int) -> Tensor:
+    """Sizes of up to `cameras` images of each sample as [B, cameras, 2], 0 where there is none."""
+    return torch.tensor([[*rig, *[(0, 0)] * (cameras - len(rig))] for rig in sizes])
+
+
+def _stack_rigs(samples: Sequence[Sample], count: int) -> CameraRig | None:
+    """The calibration of all samples, each with `count` cameras."""
+    rigs = [sample.cameras for sample in samples if sample.cameras is not None]
+    if not rigs:
         return None
+    lidar2img = np.tile(np.eye(4, dtype=np.float32), (len(rigs), count, 1, 1))
+    hidden = np.ones((len(rigs), count), bool)
+    for b, rig in enumerate(rigs):
+        lidar2img[b, : len(rig)] = [camera.lidar2img for camera in rig]
+        hidden[b, : len(rig)] = [camera.hidden for camera in rig]
     poses = [sample.lidar2global for sample in samples if sample.lidar2global is not None]
     times = [sample.timestamp for sample in samples if sample.timestamp is not None]
     return CameraRig(
-        torch.from_numpy(np.array([[camera.lidar2img for camera in rig] for rig in cameras], np.float32)),
+        torch.from_numpy(lidar2img),
         torch.from_numpy(np.array(poses)) if len(poses) == len(samples) else None,
         torch.tensor(times, dtype=torch.float64) if len(times) == len(samples) else None,
+        torch.from_numpy(hidden) if hidden.any() else None,
     )
 
 

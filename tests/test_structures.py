@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -105,8 +107,30 @@ def test_what_only_some_samples_have_is_left_out() -> None:
     assert targets is None
 
 
+def test_rigs_of_one_batch_may_differ_in_cameras_and_some_may_have_failed() -> None:
+    failed = replace(camera("left"), hidden=True)
+    two = Sample([image(4, 6, 50), image(8, 8, 99)], [camera(), failed])
+    one = Sample([image(5, 9, 50)], [camera()])
+    batch, _ = collate([two, one], (0,) * 3, (1,) * 3)
+    assert batch.rig is not None
+    assert batch.rig.hidden is not None
+    assert batch.rig.visible.tolist() == [[True, False], [True, False]]
+    assert batch.to("cpu").rig.hidden.tolist() == [[False, True], [False, True]]
+    assert batch.images.shape == (2, 2, 3, 8, 9)
+    assert not batch.images[:, 1].any()  # a picture of a camera that failed is not looked at
+    assert batch.images[:, 0].any()
+    assert batch.sizes.tolist() == [[[4, 6], [8, 8]], [[5, 9], [0, 0]]]
+    assert batch.mask[1, 1].all()
+    assert batch.rig.lidar2img.isfinite().all()
+    alone, _ = collate([one], (0,) * 3, (1,) * 3)
+    assert alone.rig is not None
+    assert alone.rig.hidden is None
+    assert alone.rig.visible.tolist() == [[True]]
+    assert torch.equal(alone.rig.lidar2img[0, 0], batch.rig.lidar2img[1, 0])
+
+
 def test_samples_that_do_not_belong_together_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"same number of cameras, got \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"same number of images, got \[1, 2\]"):
         collate([Sample([image(4, 4)]), Sample([image(4, 4)] * 2)], (0,) * 3, (1,) * 3)
     with pytest.raises(ValueError, match="with and without camera calibration"):
         collate([Sample([image(4, 4)]), Sample([image(4, 4)], [camera()])], (0,) * 3, (1,) * 3)

@@ -12,6 +12,7 @@ from bevdet_ops import multi_camera_deformable_attention
 from .. import boxes3d
 from ..geometry import MIN_DEPTH, project_points
 from ..structures import ImageBatch, Predictions
+from .cameras import calibration, camera_features
 from .heads import MLP, inverse_sigmoid, set_class_prior, top_predictions
 from .perspective import PerspectiveHead
 from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
@@ -22,7 +23,7 @@ class CameraCrossAttention(nn.Module):
 
     Args:
         dim: width of queries and features.
-        num_cameras: cameras of the rig.
+        num_cameras: cameras that the rig may have; each has weights of its own.
         num_levels: levels of the feature pyramid.
         dropout: rate on the output, while training.
     """
@@ -55,6 +56,7 @@ class CameraCrossAttention(nn.Module):
     ) -> Tensor:
         """Returns [B, Q, D], to be added to the query."""
         weights = self.attention_weights(query + query_pos).unflatten(-1, (self.num_cameras, self.num_levels))
+        weights = weights[:, :, : value.shape[1]]  # a rig may have fewer cameras
         sampled = multi_camera_deformable_attention(
             value,
             spatial_shapes,
@@ -104,7 +106,7 @@ class Detr3dHead(nn.Module):
 
     Args:
         num_classes: of the detector.
-        num_cameras: cameras of the rig.
+        num_cameras: cameras that the rig may have; each has weights of its own.
         num_levels: levels of the feature pyramid.
         embed_dim: width of queries and features.
         num_queries: objects that a frame can have.
@@ -151,12 +153,17 @@ class Detr3dHead(nn.Module):
         features: Sequence[Tensor],  # L x [B, N, D, H_l, W_l], fine to coarse
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
+        hidden: Tensor | None = None,  # [B, N] bool, cameras that nothing is read from; None: no such one
     ) -> Predictions:
-        """See `Predictions`; its hidden states and references are filled in."""
+        """See `Predictions`; its hidden states and references are filled in.
+
+        Raises:
+            ValueError: more cameras than the head has weights for, or another number of levels.
+        """
         B, N = features[0].shape[:2]
-        if self.num_cameras != N or len(features) != self.num_levels:
+        if self.num_cameras < N or len(features) != self.num_levels:
             raise ValueError(
-                f"this head reads {self.num_cameras} cameras at {self.num_levels} levels, "
+                f"this head reads up to {self.num_cameras} cameras at {self.num_levels} levels, "
                 f"got {N} cameras at {len(features)} levels"
             )
         tokens, spatial_shapes = flatten_levels([f.flatten(0, 1) for f in features])
@@ -165,9 +172,11 @@ class Detr3dHead(nn.Module):
         # Coordinates stay in float32: bfloat16 would round a range of 100 m to steps of 0.4 m.
         with torch.autocast(query.device.type, enabled=False):
             reference = self.reference_points(query_pos).sigmoid()
-        logits, boxes, hidden, references = [], [], [], [reference]
+        logits, boxes, states, references = [], [], [], [reference]
         for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
             locations, visible = self.project(reference, lidar2img, image_size)
+            if hidden is not None:
+                visible = visible & ~hidden[:, :, None]
             query = layer(query, query_pos, value, spatial_shapes, reference, locations, visible)
             with torch.autocast(query.device.type, enabled=False):
                 code = box_head(query.to(reference.dtype))
@@ -175,11 +184,11 @@ class Detr3dHead(nn.Module):
             x, y, z = self.to_metres(refined).unbind(-1)
             boxes.append(torch.stack([x, y, code[..., 2], code[..., 3], z, *code[..., 5:].unbind(-1)], -1))
             logits.append(class_head(query))
-            hidden.append(query)
+            states.append(query)
             reference = refined.detach()
             references.append(reference)
         return Predictions(
-            torch.stack(logits), torch.stack(boxes), hidden=torch.stack(hidden), references=torch.stack(references)
+            torch.stack(logits), torch.stack(boxes), hidden=torch.stack(states), references=torch.stack(references)
         )
 
     def to_metres(self, reference: Tensor) -> Tensor:
@@ -232,18 +241,14 @@ class Detr3d(nn.Module):
         """Detect objects in rig frames. While training, `batch.targets` feed the perspective head.
 
         Raises:
-            ValueError: the batch has no calibration, or another number of cameras than the head.
+            ValueError: the batch has no calibration, or more cameras than the head.
         """
-        if batch.rig is None:
-            raise ValueError("DETR3D needs calibrated cameras: the batch has no rig")
-        B, N, _, *image_size = batch.images.shape
-        # One pass for all cameras; channels last is what CPU and tensor-core convolutions want.
-        images = batch.images.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        features = [f.unflatten(0, (B, N)) for f in self.neck(self.backbone(images))]
-        size = (image_size[0], image_size[1])
-        predictions = self.head(features, batch.rig.lidar2img, size)
+        rig = calibration(batch, "DETR3D")
+        features = camera_features(self.backbone, self.neck, batch, rig.hidden)
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        predictions = self.head(features, rig.lidar2img, size, rig.hidden)
         if self.perspective is not None and self.training and batch.targets is not None:
-            cells = self.perspective(features[0], batch.rig.lidar2img, size, batch.targets)
+            cells = self.perspective(features[0], rig.lidar2img, size, batch.targets, rig.hidden)
             predictions.paired = {"perspective": cells}
         return predictions
 

@@ -43,6 +43,7 @@ class PerspectiveHead(nn.Module):
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
         targets: Sequence[Targets],  # [B]
+        hidden: Tensor | None = None,  # [B, N] bool, cameras that gave no image; None: no such one
     ) -> PairedQueries:
         """The cells as queries; a target belongs to the four cells nearest to its centre in each camera."""
         B, N, _, H, W = features.shape
@@ -53,7 +54,11 @@ class PerspectiveHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             codes = self._codes(answers.float(), lidar2img, stride)
             cells, owners = zip(
-                *(_cells(t, m, (H, W), stride) for t, m in zip(targets, lidar2img, strict=True)), strict=True
+                *(
+                    _cells(t, m, (H, W), stride, None if hidden is None else hidden[b])
+                    for b, (t, m) in enumerate(zip(targets, lidar2img, strict=True))
+                ),
+                strict=True,
             )
         queries = torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)])
         return PairedQueries(
@@ -86,7 +91,9 @@ class PerspectiveHead(nn.Module):
         return torch.stack([x, y, w, l, z, h, yaw_sin, yaw_cos, vx, vy], -1)
 
 
-def _cells(targets: Targets, lidar2img: Tensor, shape: tuple[int, int], stride: float) -> tuple[Tensor, Tensor]:
+def _cells(
+    targets: Targets, lidar2img: Tensor, shape: tuple[int, int], stride: float, hidden: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The cells of one frame that a target belongs to, in (camera, row, column) order, and the target of each.
 
     Where several targets share a cell, it belongs to the nearest.
@@ -98,6 +105,8 @@ def _cells(targets: Targets, lidar2img: Tensor, shape: tuple[int, int], stride: 
     x = corner[..., :1] + corner.new_tensor([0, 1, 0, 1])
     y = corner[..., 1:] + corner.new_tensor([0, 0, 1, 1])
     inside = (x >= 0) & (x < W) & (y >= 0) & (y < H) & (depth > 0.5)
+    if hidden is not None:
+        inside &= ~hidden[:, None, None]
     camera, owner, _ = inside.nonzero(as_tuple=True)
     cell = (camera * H + y[inside].long()) * W + x[inside].long()
     nearest = depth.new_full((len(lidar2img) * H * W,), torch.inf)

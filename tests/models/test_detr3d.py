@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -143,6 +144,35 @@ def test_frames_of_a_batch_do_not_see_each_other():
         torch.testing.assert_close(alone.logits[:, 0], together.logits[:, b], rtol=1e-4, atol=1e-4)
 
 
+def test_nothing_is_read_from_a_hidden_camera():
+    """A rig whose second camera failed gives what the rig without it gives, whatever picture and pose it has."""
+    model = build_model(CONFIG, 4).eval()
+    batch = image_batch()
+    alone = model(ImageBatch(batch.images[:, :1], batch.sizes[:, :1], CameraRig(rig()[:, :1])))
+    failed = CameraRig(rig()[:, [0, 0]], hidden=torch.tensor([[False, True]]))
+    without = model(ImageBatch(batch.images, batch.sizes, failed))
+    torch.testing.assert_close(without.boxes, alone.boxes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(without.logits, alone.logits, rtol=1e-4, atol=1e-4)
+    assert (model(batch).logits - alone.logits).abs().max() > 1e-3
+
+
+def test_a_rig_without_any_working_camera_gives_finite_answers_and_gradients():
+    torch.manual_seed(0)
+    model, criterion = build_model(replace(CONFIG, perspective=True), 4), build_criterion(CONFIG)
+    batch = image_batch(2)
+    batch.rig = CameraRig(rig(2), hidden=torch.ones(2, 2, dtype=torch.bool))
+    batch.targets = [Targets(torch.tensor([1]), torch.tensor([[2.0, 10, -0.5, 2, 4, 1.5, 0.3, 1, 0.5]]))] * 2
+    predictions = model(batch)
+    assert not len(predictions.paired["perspective"].queries)  # no camera saw the object
+    criterion(predictions, batch.targets)["total"].backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    assert gradients
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    found = model.eval()(batch)
+    assert found.boxes.isfinite().all()
+    assert found.logits.isfinite().all()
+
+
 def test_bfloat16_keeps_coordinates():
     """Under autocast, features may lose digits; the projection and the first references may not."""
     head = make_head()
@@ -189,8 +219,8 @@ def test_detectors_say_what_input_they_need():
     batch = image_batch()
     with pytest.raises(ValueError, match="the batch has no rig"):
         model(ImageBatch(batch.images, batch.sizes))
-    with pytest.raises(ValueError, match="reads 2 cameras at 3 levels, got 1 cameras at 3 levels"):
-        model(ImageBatch(batch.images[:, :1], batch.sizes[:, :1], CameraRig(rig()[:, :1])))
+    with pytest.raises(ValueError, match="reads up to 2 cameras at 3 levels, got 3 cameras at 3 levels"):
+        model(ImageBatch(batch.images[:, [0, 1, 0]], batch.sizes[:, [0, 1, 0]], CameraRig(rig()[:, [0, 1, 0]])))
 
 
 def test_it_learns_a_frame_and_a_frame_without_objects():

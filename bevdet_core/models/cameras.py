@@ -1,0 +1,43 @@
+"""What all 3D detectors do with their cameras: one feature extractor for every image of a rig."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..structures import CameraRig, ImageBatch
+
+
+def calibration(batch: ImageBatch, detector: str) -> CameraRig:
+    """The rig of a batch.
+
+    Raises:
+        ValueError: the batch has no calibration; the message names the detector.
+    """
+    if batch.rig is None:
+        raise ValueError(f"{detector} needs calibrated cameras: the batch has no rig")
+    return batch.rig
+
+
+def camera_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch, hidden: Tensor | None) -> list[Tensor]:
+    """The feature maps of all cameras, L x [B, N, D, H_l, W_l].
+
+    Hidden cameras get features of 0 without a pass through the network: blank images would cost time and spoil the
+    statistics of norms that learn them. Where all of a batch are hidden, the network sees the blank images.
+
+    Args:
+        backbone: images [K, 3, H, W] -> feature maps.
+        neck: feature maps -> levels.
+        batch: B rig frames of N cameras.
+        hidden: [B, N] bool; None: no camera is.
+    """
+    images = batch.images.flatten(0, 1)
+    shown = None
+    if hidden is not None and not hidden.all():
+        shown = (~hidden).flatten().nonzero()[:, 0]
+        images = images[shown]
+    # One pass for all cameras; channels last is what CPU and tensor-core convolutions want.
+    features = neck(backbone(images.contiguous(memory_format=torch.channels_last)))
+    if shown is not None:
+        features = [f.new_zeros(batch.sizes[..., 0].numel(), *f.shape[1:]).index_copy(0, shown, f) for f in features]
+    return [f.unflatten(0, batch.images.shape[:2]) for f in features]
