@@ -90,7 +90,7 @@ class CameraRig:
     lidar2img: Tensor  # [B, N, 4, 4] float32; see Camera.lidar2img
     lidar2global: Tensor | None = None  # [B, 4, 4] float64
     timestamps: Tensor | None = None  # [B] float64, seconds
-    hidden: Tensor | None = None  # [B, N] bool, True for cameras that gave no image or are no cameras; None: no such one
+    hidden: Tensor | None = None  # [B, N] bool, True where a camera gave no image, or is none; None: nowhere
 
     @property
     def visible(self) -> Tensor:
