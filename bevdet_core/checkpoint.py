@@ -7,7 +7,6 @@ under `train/`. The file's metadata hold one JSON document. No pickle is ever wr
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from .files import PART, written_aside
 
 FORMAT = 1
 TRAIN = "train/"
@@ -54,16 +55,10 @@ def save(path: str | Path, checkpoint: Checkpoint) -> None:
         "class_names": list(checkpoint.class_names),
         "progress": checkpoint.progress,
     }
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_without_shared_memory(tensors), aside, metadata={KEY: json.dumps(document)})
-        _sync(aside)
-        os.replace(aside, path)
-        _sync(path.parent)
+        with written_aside(path) as aside:
+            save_file(_without_shared_memory(tensors), aside, metadata={KEY: json.dumps(document)})
     except (OSError, SafetensorError) as error:
-        if aside.exists():
-            aside.unlink()
         raise CheckpointError(f"{path}: cannot write the checkpoint: {error}") from error
 
 
@@ -140,7 +135,7 @@ def rotate(folder: Path, keep: int) -> None:
     """Remove all training checkpoints but the newest `keep`, and what interrupted writes left behind."""
     for old in training_checkpoints(folder)[:-keep]:
         old.unlink()
-    for part in folder.glob(".*.part"):
+    for part in folder.glob(f".*{PART}"):
         part.unlink()
 
 
@@ -172,12 +167,3 @@ def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out[name] = tensor.clone() if tensor.data_ptr() in seen else tensor
         seen.add(tensor.data_ptr())
     return out
-
-
-def _sync(path: Path) -> None:
-    """Ask the system to bring a file or a folder's entries to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

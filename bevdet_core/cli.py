@@ -87,11 +87,10 @@ def predict(argv: list[str]) -> None:
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept; default: 0.3")
     parser.add_argument("--batch_size", type=int, default=1, help="inputs that go through the network at once")
     options, overrides = _parse(parser, argv)
+    from .detector import Detector
     from .prediction import expand_inputs, predict_files
 
     files = expand_inputs(options.inputs)
-    from .detector import Detector
-
     detector = Detector.load(options.checkpoint, overrides=overrides)
     predict_files(detector, files, options.out, options.threshold, options.batch_size)
 

@@ -98,7 +98,7 @@ class Detector:
         results: list[Detections] = []
         for start in range(0, len(inputs), batch_size):
             samples = [self._read(item) for item in inputs[start : start + batch_size]]
-            batch, _ = collate_for(self.config, [prepare(sample) for sample in samples])
+            batch, _ = collate([prepare(sample) for sample in samples], self.config.model.pixels)
             results += self.detect(batch, samples)
         return [found.above(threshold) for found in results]
 
@@ -148,12 +148,6 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(f"an image array must be [H, W, 3] uint8 RGB, got {list(pixels.shape)} {pixels.dtype}")
     return pixels
-
-
-def collate_for(config: Config, samples: Sequence[Sample]):
-    """`structures.collate` with the pixel settings of a configuration."""
-    pixels = config.model.pixels
-    return collate(samples, pixels.mean, pixels.std, pixels.size_divisor, pixels.bgr)
 
 
 def weights_of(source: Path) -> Path:

@@ -17,6 +17,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config, TrainConfig
 from .data import build_dataset
+from .data.index_file import describe_faults
 from .data.loader import build_loader
 from .detector import Detector
 from .evaluation import Metrics, evaluate, require_metric
@@ -80,7 +81,7 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
     average = None
     if settings.ema:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema), use_buffers=True)
-    step = _restore(checkpoints, model, average, optimizer, config) if resume else 0
+    step = _restore(checkpoints, model, average, optimizer) if resume else 0
     network, optimizer = accelerator.prepare(model, optimizer)
     kept = average.module if average is not None else model
     detector = Detector(kept, config, train_data.class_names)
@@ -100,8 +101,8 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
             f"{len(train_data)} training samples, {len(val_data)} for validation, "
             f"{sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train, run folder {run}"
         )
-        for fault in train_data.index.faults:
-            log.say(f"left out: {fault}")
+        if train_data.index.faults:
+            log.say(f"left out: {describe_faults(config.data.root, train_data.index.faults)}")
         for epoch in range(step // steps_per_epoch, settings.epochs):
             network.train()
             loader.start(epoch, first_batch=step % steps_per_epoch * settings.accumulate)
@@ -198,7 +199,6 @@ def _restore(
     model: nn.Module,
     average: AveragedModel | None,
     optimizer: torch.optim.Optimizer,
-    config: Config,
 ) -> int:
     """Load the newest complete checkpoint of a folder; returns its step, 0 where there is none."""
     for path in reversed(checkpoint.training_checkpoints(folder)):

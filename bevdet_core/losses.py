@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import torch
@@ -70,8 +71,8 @@ class MatchedLayers:
     @cached_property
     def _target_rows(self) -> Tensor:
         """[L, K] place of each paired target among those of the whole batch."""
-        counts = [len(target) for target in self.targets]
-        first = torch.tensor([sum(counts[:image]) for image in range(len(counts))], device=self.logits.device)
+        ends = accumulate((len(target) for target in self.targets), initial=0)
+        first = torch.tensor(list(ends)[:-1], device=self.logits.device)
         return self.assignment.targets + first[self.assignment.images]
 
 

@@ -12,6 +12,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from .files import write_text
+
 
 class RunLog:
     """Writes the log of one run; a context manager. Every line of `log.jsonl` is one JSON object.
@@ -108,4 +110,4 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 def _drop_after(path: Path, step: int) -> None:
     if path.exists():
         kept = [line for line in read_log(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config import PixelConfig
+
 
 @dataclass
 class Targets:
@@ -100,9 +102,11 @@ class CameraRig:
         return ~self.hidden
 
     def to(self, device: torch.device | str) -> CameraRig:
-        move = lambda t: None if t is None else t.to(device, non_blocking=True)  # noqa: E731
-        lidar2img = self.lidar2img.to(device, non_blocking=True)
-        return CameraRig(lidar2img, move(self.lidar2global), move(self.timestamps), move(self.hidden))
+        moved = (
+            None if t is None else t.to(device, non_blocking=True)
+            for t in (self.lidar2img, self.lidar2global, self.timestamps, self.hidden)
+        )
+        return CameraRig(*moved)  # type: ignore[arg-type]
 
 
 @dataclass
@@ -168,21 +172,12 @@ class Predictions:
     paired: Mapping[str, PairedQueries] = field(default_factory=dict)  # "denoising", "perspective"
 
 
-def collate(
-    samples: Sequence[Sample],
-    mean: Sequence[float],
-    std: Sequence[float],
-    size_divisor: int = 1,
-    bgr: bool = False,
-) -> tuple[ImageBatch, list[Targets] | None]:
+def collate(samples: Sequence[Sample], pixels: PixelConfig) -> tuple[ImageBatch, list[Targets] | None]:
     """Normalise, pad and stack samples.
 
     Args:
         samples: B images, or B rig frames of any numbers of cameras.
-        mean: of the channels, in 0..255, in the order that the network sees them.
-        std: likewise.
-        size_divisor: the padded height and width are multiples of it.
-        bgr: feed the channels in blue, green, red order ("caffe" backbones).
+        pixels: order and normalisation of the channels, padding.
 
     Returns:
         The batch, and the targets of its samples (None where a sample has none).
@@ -197,16 +192,16 @@ def collate(
         raise ValueError(f"samples of one batch must have the same number of images, got {sorted(counts)}")
     cameras = max(counts)
     sizes = _filled([[image.shape[:2] for image in sample.images] for sample in samples], cameras)  # [B, N, 2]
-    height, width = (-(-int(edge) // size_divisor) * size_divisor for edge in sizes.amax((0, 1)))
+    height, width = (-(-int(edge) // pixels.size_divisor) * pixels.size_divisor for edge in sizes.amax((0, 1)))
     images = torch.zeros(len(samples), cameras, 3, height, width)
-    shift, scale = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+    shift, scale = torch.tensor(pixels.mean)[:, None, None], torch.tensor(pixels.std)[:, None, None]
     for b, sample in enumerate(samples):
         for n, image in enumerate(sample.images):
             if sample.cameras is not None and sample.cameras[n].hidden:
                 continue
-            pixels = torch.from_numpy(np.array(image[..., ::-1] if bgr else image, order="C")).permute(2, 0, 1)
+            channels = torch.from_numpy(np.array(image[..., ::-1] if pixels.bgr else image, order="C")).permute(2, 0, 1)
             place = images[b, n, :, : image.shape[0], : image.shape[1]]
-            place.copy_(pixels).sub_(shift).div_(scale)  # in place: a whole order faster than through a copy
+            place.copy_(channels).sub_(shift).div_(scale)  # in place: a whole order faster than through a copy
     batch = ImageBatch(
         images,
         sizes,

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from bevdet_core.config import PixelConfig
 from bevdet_core.geometry import pose
 from bevdet_core.structures import Camera, Sample, Targets, collate
+
+RAW = PixelConfig((0, 0, 0), (1, 1, 1), size_divisor=1)
 
 
 def image(height: int, width: int, value: int = 7) -> np.ndarray:
@@ -46,7 +49,7 @@ def test_a_sample_needs_a_camera_for_each_image() -> None:
 def test_collating_normalises_and_pads_at_the_right_and_the_bottom() -> None:
     wide, high = image(5, 9, 50), image(8, 6, 100)
     wide[0, 0] = 10, 20, 30
-    batch, targets = collate([Sample([wide]), Sample([high])], (10, 20, 30), (2, 4, 5), size_divisor=4)
+    batch, targets = collate([Sample([wide]), Sample([high])], PixelConfig((10, 20, 30), (2, 4, 5), size_divisor=4))
     assert targets is None
     assert batch.images.shape == (2, 1, 3, 8, 12)
     assert batch.images[0, 0, :, 0, 0].tolist() == [0, 0, 0]
@@ -62,14 +65,14 @@ def test_collating_normalises_and_pads_at_the_right_and_the_bottom() -> None:
 def test_collating_turns_the_channels_round_before_it_normalises() -> None:
     picture = image(2, 2)
     picture[..., 0], picture[..., 2] = 1, 3
-    batch, _ = collate([Sample([picture])], (0, 0, 0), (1, 1, 1), bgr=True)
+    batch, _ = collate([Sample([picture])], PixelConfig((0, 0, 0), (1, 1, 1), bgr=True, size_divisor=1))
     assert batch.images[0, 0, :, 0, 0].tolist() == [3, 7, 1]
 
 
 def test_2d_boxes_become_fractions_of_the_image_without_padding() -> None:
     targets = Targets(torch.tensor([1]), torch.tensor([[2.0, 1, 6, 4]]))
     samples = [Sample([image(5, 8)], targets=targets), Sample([image(10, 16)], targets=targets)]
-    _, out = collate(samples, (0,) * 3, (1,) * 3, 32)
+    _, out = collate(samples, RAW)
     assert out is not None
     torch.testing.assert_close(out[0].boxes, torch.tensor([[0.5, 0.5, 0.5, 0.6]]))
     torch.testing.assert_close(out[1].boxes, torch.tensor([[0.25, 0.25, 0.25, 0.3]]))
@@ -81,7 +84,7 @@ def test_rigs_are_stacked_and_3d_boxes_kept() -> None:
     sample = Sample(
         [image(4, 4)] * 2, [camera(), camera("back")], targets, "tok", np.eye(4) * 2, 1532402927.647951, "s"
     )
-    batch, out = collate([sample, sample], (0,) * 3, (1,) * 3)
+    batch, out = collate([sample, sample], RAW)
     assert batch.rig is not None
     np.testing.assert_array_equal(batch.rig.lidar2img[1, 1].numpy(), camera().lidar2img.astype(np.float32))
     assert batch.rig.lidar2global is not None
@@ -100,7 +103,7 @@ def test_rigs_are_stacked_and_3d_boxes_kept() -> None:
 def test_what_only_some_samples_have_is_left_out() -> None:
     known = Sample([image(4, 4)], [camera()], lidar2global=np.eye(4), timestamp=1.0)
     unknown = Sample([image(4, 4)], [camera()])
-    batch, targets = collate([known, unknown], (0,) * 3, (1,) * 3)
+    batch, targets = collate([known, unknown], RAW)
     assert batch.rig is not None
     assert batch.rig.lidar2global is None
     assert batch.rig.timestamps is None
@@ -111,7 +114,7 @@ def test_rigs_of_one_batch_may_differ_in_cameras_and_some_may_have_failed() -> N
     failed = replace(camera("left"), hidden=True)
     two = Sample([image(4, 6, 50), image(8, 8, 99)], [camera(), failed])
     one = Sample([image(5, 9, 50)], [camera()])
-    batch, _ = collate([two, one], (0,) * 3, (1,) * 3)
+    batch, _ = collate([two, one], RAW)
     assert batch.rig is not None
     assert batch.rig.hidden is not None
     assert batch.rig.visible.tolist() == [[True, False], [True, False]]
@@ -122,7 +125,7 @@ def test_rigs_of_one_batch_may_differ_in_cameras_and_some_may_have_failed() -> N
     assert batch.sizes.tolist() == [[[4, 6], [8, 8]], [[5, 9], [0, 0]]]
     assert batch.mask[1, 1].all()
     assert batch.rig.lidar2img.isfinite().all()
-    alone, _ = collate([one], (0,) * 3, (1,) * 3)
+    alone, _ = collate([one], RAW)
     assert alone.rig is not None
     assert alone.rig.hidden is None
     assert alone.rig.visible.tolist() == [[True]]
@@ -131,6 +134,6 @@ def test_rigs_of_one_batch_may_differ_in_cameras_and_some_may_have_failed() -> N
 
 def test_samples_that_do_not_belong_together_are_refused() -> None:
     with pytest.raises(ValueError, match=r"same number of images, got \[1, 2\]"):
-        collate([Sample([image(4, 4)]), Sample([image(4, 4)] * 2)], (0,) * 3, (1,) * 3)
+        collate([Sample([image(4, 4)]), Sample([image(4, 4)] * 2)], RAW)
     with pytest.raises(ValueError, match="with and without camera calibration"):
-        collate([Sample([image(4, 4)]), Sample([image(4, 4)], [camera()])], (0,) * 3, (1,) * 3)
+        collate([Sample([image(4, 4)]), Sample([image(4, 4)], [camera()])], RAW)

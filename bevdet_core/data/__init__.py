@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..config import CocoConfig, DataConfig
-from ..structures import Sample
 
 if TYPE_CHECKING:
+    from ..structures import Sample
     from .coco import CocoDataset
     from .nuscenes import NuScenesDataset
 

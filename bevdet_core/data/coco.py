@@ -14,7 +14,7 @@ from ..structures import Sample, Targets
 from .coco_index import CocoIndex, open_index
 from .image_transforms import clipped, image_transform
 from .images import SampleError, read_image
-from .index_file import describe_faults
+from .index_file import SKIPPING, describe_faults
 
 # What a split may be called, besides what the settings call it.
 SPLIT_NAMES = {
@@ -66,7 +66,7 @@ class CocoDataset(Dataset[Sample]):
         self.on_error = config.on_error
         self.index, self.folder = open_split(config, training)
         if self.index.faults and config.on_error == "raise":
-            raise SampleError(describe_faults(self.index.annotations, self.index.faults))
+            raise SampleError(describe_faults(self.index.annotations, self.index.faults) + SKIPPING)
         if training and not self.index.annotated:
             raise ValueError(f"{self.index.annotations} has no annotations to train on")
         self.category_ids = _category_ids(self.index)

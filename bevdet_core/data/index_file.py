@@ -16,6 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..files import written_aside
+
+SKIPPING = "\n(data.on_error: skip leaves them out)"  # how to go on all the same, after `describe_faults`
+
 Index = TypeVar("Index")
 
 
@@ -101,7 +105,7 @@ def describe_faults(origin: str | Path, faults: Sequence[object]) -> str:
     shown = "\n  ".join(map(str, faults[:5]))
     more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
     plural = "s" if len(faults) > 1 else ""
-    return f"{origin} has {len(faults)} broken record{plural} (data.on_error: skip leaves them out):\n  {shown}{more}"
+    return f"{origin} has {len(faults)} broken record{plural}:\n  {shown}{more}"
 
 
 def _open_if_fresh(path: Path, stamp: str, open_index: Callable[[Path], Index]) -> Index | None:
@@ -117,15 +121,11 @@ def _open_if_fresh(path: Path, stamp: str, open_index: Callable[[Path], Index]) 
 def _write(path: Path, columns: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
     from safetensors.numpy import save_file
 
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with written_aside(path) as aside:
         save_file(
             {name: np.ascontiguousarray(column) for name, column in columns.items()}, aside, {"info": json.dumps(info)}
         )
         aside.chmod(0o644)  # safetensors writes for the owner alone; the tables' folder is often shared
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _writable(folder: Path) -> bool:

@@ -190,5 +190,4 @@ class _Batch:
         problems = {broken.index: broken.problem for _, found in items for broken in found}
         if not samples:
             return None, problems
-        pixels = self.pixels
-        return collate(samples, pixels.mean, pixels.std, pixels.size_divisor, pixels.bgr), problems
+        return collate(samples, self.pixels), problems

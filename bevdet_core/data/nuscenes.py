@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..config import NuScenesConfig
 from ..structures import Sample, Targets
 from .images import SampleError, read_image
-from .index_file import describe_faults
+from .index_file import SKIPPING, describe_faults
 from .nuscenes_index import open_index
 from .rig_transforms import rig_transform
 
@@ -48,7 +48,7 @@ class NuScenesDataset(Dataset[Sample]):
         self.root = Path(config.root)
         self.index = open_index(config.root, config.version, config.index_dir)
         if self.index.faults and config.on_error == "raise":
-            raise SampleError(describe_faults(self.root / config.version, self.index.faults))
+            raise SampleError(describe_faults(self.root / config.version, self.index.faults) + SKIPPING)
         self.class_names = tuple(config.classes)
         self._label_of = _labels(self.class_names, self.index.detection_names)
         for channel in config.cameras:

@@ -16,8 +16,10 @@ from rich.table import Table
 
 from ..data.coco import CocoDataset
 from ..data.coco_index import CocoIndex
+from ..data.index_file import describe_faults
 from ..detections import Detections
-from .report import draw_curves, print_report, write_aside
+from ..files import write_text
+from .report import draw_curves, print_report
 
 # The twelve numbers in their official order; s, m, l: objects below 32², below 96² and from 96² pixels on.
 NUMBERS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -78,7 +80,7 @@ class CocoMetrics:
         """Write `metrics.json` and the precision-recall curves, `pr_curves.png`, into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {**self.numbers, "classes": self.classes, "warnings": self.warnings}
-        write_aside(folder / "metrics.json", json.dumps(content, indent=1))
+        write_text(folder / "metrics.json", json.dumps(content, indent=1))
         found = [name for name, values in self.classes.items() if values["objects"]]
         if not found:
             return  # nothing to be found: no curve is defined
@@ -117,7 +119,7 @@ def evaluate_detections(found: Iterable[tuple[str, Detections]], dataset: CocoDa
         present = torch.tensor([number is not None for number in ids], dtype=torch.bool)
         results += detections[present[detections.labels]].to_coco(int(token), ids)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
-    write_aside(folder / "results.json", json.dumps(results))
+    write_text(folder / "results.json", json.dumps(results))
     if not dataset.index.annotated:
         raise ValueError(
             f"{dataset.index.annotations} has no annotations: upload {folder / 'results.json'} to the evaluation server"
@@ -128,7 +130,7 @@ def evaluate_detections(found: Iterable[tuple[str, Detections]], dataset: CocoDa
         objects = ", ".join(f"{count} of {name!r}" for name, count in missed.items())
         metrics.warnings.append(f"the detector has no class for some objects, which count as misses: {objects}")
     if dataset.index.faults:
-        metrics.warnings.append(f"{len(dataset.index.faults)} broken records left out, first {dataset.index.faults[0]}")
+        metrics.warnings.append(f"left out: {describe_faults(dataset.index.annotations, dataset.index.faults)}")
     return metrics
 
 

@@ -23,7 +23,8 @@ from rich.table import Table
 from ..config import NUSCENES_CLASSES
 from ..data.nuscenes_index import NuScenesIndex
 from ..detections import ATTRIBUTES
-from .report import draw_curves, print_report, write_aside
+from ..files import write_text
+from .report import draw_curves, print_report
 
 META = {"use_camera": True, "use_lidar": False, "use_radar": False, "use_map": False, "use_external": False}
 MAX_BOXES = 500
@@ -89,7 +90,7 @@ class NuScenesMetrics:
             "classes": {c: {k: None if np.isnan(v) else v for k, v in m.items()} for c, m in self.classes.items()},
             "warnings": self.warnings,
         }
-        write_aside(folder / "metrics.json", json.dumps(content, indent=1))
+        write_text(folder / "metrics.json", json.dumps(content, indent=1))
         draw_curves(
             folder / "pr_curves.png",
             f"NDS {self.nds:.4f}   mAP {self.mean_ap:.4f}",
@@ -143,7 +144,7 @@ def write_submission(
     check_results(results, tokens)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_aside(path, json.dumps({"meta": meta, "results": dict(results)}))
+    write_text(path, json.dumps({"meta": meta, "results": dict(results)}))
     return path
 
 

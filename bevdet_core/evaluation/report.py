@@ -1,8 +1,7 @@
-"""What the reports of all metrics share: files that are never half-written, precision-recall curves, warnings."""
+"""What the reports of all metrics share: precision-recall curves, warnings."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,16 +17,6 @@ def print_report(table: Table, warnings: Sequence[str], console: Console | None 
     console.print(table)
     for text in warnings:
         console.print(f"[yellow]warning:[/yellow] {escape(text)}")
-
-
-def write_aside(path: Path, text: str) -> None:
-    """Write a text file so that at any moment `path` holds either the old or the new text, complete."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(text)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def draw_curves(

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bevdet_core.config import CocoConfig, ImageAugmentConfig
+from bevdet_core.config import CocoConfig, ImageAugmentConfig, PixelConfig
 from bevdet_core.data.image_transforms import (
     CropAndResize,
     FlipImage,
@@ -163,7 +163,7 @@ def test_settings_switch_the_steps_off() -> None:
 
 def test_targets_reach_the_network_as_fractions() -> None:
     sample = ResizeShortSide((360,))(painted(), np.random.default_rng(0))
-    batch, targets = collate([sample], (0, 0, 0), (1, 1, 1), 32)
+    batch, targets = collate([sample], PixelConfig((0, 0, 0), (1, 1, 1)))
     assert batch.images.shape == (1, 1, 3, 384, 480)
     x0, y0, x1, y1 = BOX
     expected = [(x0 + x1) / 480, (y0 + y1) / 360, (x1 - x0) / 240, (y1 - y0) / 180]

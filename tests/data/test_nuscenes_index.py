@@ -160,7 +160,7 @@ def test_processes_that_start_at_once_share_one_index(synthetic_copy: Path) -> N
 
     with ThreadPoolExecutor(3) as pool:
         assert [out.strip() for out in pool.map(start, range(3))] == ["8"] * 3
-    assert not list(synthetic_copy.glob("*.tmp"))
+    assert not list(synthetic_copy.glob(".*.part"))
 
 
 def test_a_read_only_root_is_left_alone(synthetic_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
