@@ -96,15 +96,26 @@ def predict(argv: list[str]) -> None:
 
 
 def visualize(argv: list[str]) -> None:
-    """Draw samples of a data set with their truth, and a detector's answer beside it"""
+    """Draw samples or whole scenes with their truth, and a detector's answer beside it"""
     parser = _parser("visualize", visualize)
     parser.add_argument("source", type=Path, help="configuration (truth alone), run folder or .safetensors file")
-    parser.add_argument("--samples", nargs="+", default=["0"], help="tokens or numbers within the split; default: 0")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--samples", nargs="+", default=["0"], help="tokens or numbers within the split; default: 0")
+    what.add_argument(
+        "--scene", help="name of a scene of the split, which becomes a film with the paths of all objects"
+    )
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn; default: 0.3")
-    parser.add_argument("--out", type=Path, default=Path("pictures"), help="folder; default: pictures")
+    out_help = "folder, default: pictures; with --scene a file, .mp4, .gif or .rrd (rerun), default: SCENE.mp4"
+    parser.add_argument("--out", type=Path, help=out_help)
+    parser.add_argument("--width", type=int, help="of a film in pixels; default: 1920, of a GIF 1280")
     options, overrides = _parse(parser, argv)
-    from .prediction import draw_samples
+    from .prediction import draw_samples, render_scene
 
+    if options.scene is not None:
+        out = options.out or Path(f"{Path(options.scene).name}.mp4")
+        print(render_scene(options.source, options.scene, out, options.threshold, options.width, overrides))
+        return
+    options.out = options.out or Path("pictures")
     draw_samples(options.source, options.samples, options.out, options.threshold, overrides)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import glob
 import json
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,11 @@ from rich.progress import track
 
 from .config import load_config
 from .data import build_dataset
+from .data.nuscenes import NuScenesDataset
 from .detector import Detector
-from .visualize import draw_detections, draw_sample
+from .visualize import draw_detections, draw_moments, draw_sample, follow, write_recording, write_video
 
+FILM_SUFFIXES = (".mp4", ".gif", ".rrd")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
@@ -68,9 +71,7 @@ def draw_samples(
     source: Path, samples: Sequence[str], out: Path, threshold: float, overrides: Mapping[str, Any] | None = None
 ) -> None:
     """Draw validation samples: with their truth from a configuration, with predictions beside it from a checkpoint."""
-    detector = None if source.suffix in (".yaml", ".yml") else Detector.load(source, overrides=overrides)
-    config = load_config(source, overrides) if detector is None else detector.config
-    dataset = build_dataset(config.data, training=False)
+    detector, dataset = _open(source, overrides)
     out.mkdir(parents=True, exist_ok=True)
     for name in samples:
         sample = dataset[_index(dataset, name)]
@@ -80,6 +81,68 @@ def draw_samples(
         else:
             draw_detections(detector.predict(sample, threshold), path, truth=sample.targets, threshold=threshold)
         print(path)
+
+
+def render_scene(
+    source: Path,
+    scene: str,
+    out: Path,
+    threshold: float = 0.3,
+    width: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Path:
+    """Render one scene of the validation split as a film or as a recording for rerun, with the paths of all objects.
+
+    Args:
+        source: a configuration, which shows the truth; or a checkpoint, which shows predictions beside it.
+        scene: its name.
+        out: an .mp4, .gif or .rrd file. Where no encoder for MP4 is present it becomes a GIF, which is told.
+        threshold: detections with a lower score are left out.
+        width: of the film in pixels; default: 1920, of a GIF 1280.
+        overrides: dotted settings.
+
+    Returns:
+        The file that was written.
+
+    Raises:
+        ValueError: another suffix, no such scene (with the nearest that exist), or a data set without scenes.
+    """
+    from .visualize.video import INSTALL_ENCODER, find_encoder
+
+    if out.suffix not in FILM_SUFFIXES:
+        raise ValueError(f"{out}: a scene becomes one of {', '.join(FILM_SUFFIXES)}")
+    if out.suffix == ".mp4" and find_encoder() is None:
+        out = out.with_suffix(".gif")
+        print(f"no encoder for MP4 here, so this becomes {out}; to get one: {INSTALL_ENCODER}")
+    detector, dataset = _open(source, overrides)
+    positions = _scene_positions(dataset, scene)
+    times = [dataset.time(position) for position in positions]
+    samples = (dataset[position] for position in track(positions, "rendering"))
+    pairs = ((sample, None if detector is None else detector.predict(sample, threshold)) for sample in samples)
+    moments = follow(pairs, dataset.class_names, threshold)
+    if out.suffix == ".rrd":
+        return write_recording(moments, out)
+    width = width or (1280 if out.suffix == ".gif" else 1920)
+    return write_video(draw_moments(moments, times, width), times, out)
+
+
+def _open(source: Path, overrides: Mapping[str, Any] | None) -> tuple[Detector | None, Any]:
+    """The detector, if the source is one, and the validation split."""
+    detector = None if source.suffix in (".yaml", ".yml") else Detector.load(source, overrides=overrides)
+    config = load_config(source, overrides) if detector is None else detector.config
+    return detector, build_dataset(config.data, training=False)
+
+
+def _scene_positions(dataset, scene: str) -> list[int]:
+    """Where the samples of a scene are in the split, in the order of time."""
+    if not isinstance(dataset, NuScenesDataset):
+        raise ValueError(f"scene {scene!r}: plain images do not make scenes; --samples draws single ones")
+    positions = [k for k in range(len(dataset)) if dataset.scene(k) == scene]
+    if not positions:
+        names = list(dict.fromkeys(map(dataset.scene, range(len(dataset)))))
+        nearest = difflib.get_close_matches(scene, names, n=3, cutoff=0.4) or names[:5]
+        raise ValueError(f"no scene {scene!r} in split {dataset.config.val_split!r}; nearest: {', '.join(nearest)}")
+    return sorted(positions, key=dataset.time)
 
 
 def _index(dataset, name: str) -> int:

@@ -83,9 +83,17 @@ class NuScenesDataset(Dataset[Sample]):
             self.targets(position) if index.annotated else None,
             token,
             index.lidar2global[row].copy(),
-            1e-6 * float(index.timestamp[row]),
-            index.scene(row),
+            self.time(position),
+            self.scene(position),
         )
+
+    def scene(self, position: int) -> str:
+        """The name of the scene of a sample, without its images."""
+        return self.index.scene(int(self.rows[position]))
+
+    def time(self, position: int) -> float:
+        """The time of a sample in seconds, without its images."""
+        return 1e-6 * float(self.index.timestamp[self.rows[position]])
 
     def targets(self, position: int) -> Targets:
         """The objects of a sample, without its images."""

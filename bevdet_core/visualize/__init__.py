@@ -1,8 +1,8 @@
-"""Pictures: boxes on cameras and images, the bird's-eye view, training curves."""
+"""Pictures: boxes on cameras and images, the bird's-eye view, training curves; scenes as films and recordings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,19 +15,27 @@ from .cameras import draw_camera
 from .curves import training_curve
 from .frame import draw_frame
 from .plain import draw_image
+from .recording import write_recording
 from .style import Objects, class_color, save
+from .tracks import Moment, follow
+from .video import write_video
 
 if TYPE_CHECKING:
     from ..detections import Detections
 
 __all__ = [
+    "Moment",
     "Objects",
     "class_color",
     "draw_birds_eye",
     "draw_camera",
     "draw_detections",
+    "draw_moments",
     "draw_sample",
+    "follow",
     "training_curve",
+    "write_recording",
+    "write_video",
 ]
 
 
@@ -86,6 +94,22 @@ def draw_sample(
         raise ValueError(f"sample {sample.token!r} has no targets to draw")
     objects = Objects.checked(sample.targets.boxes, sample.targets.labels, class_names, what="ground truth")
     return _draw(sample, [objects], path, width, reach, points)
+
+
+def draw_moments(
+    moments: Iterable[Moment], times: Sequence[float], width: int = 1920, reach: float = 50.0
+) -> Iterator[Image.Image]:
+    """Draw the moments of a scene, one picture each: cameras, bird's-eye view, and where everything has been.
+
+    Args:
+        moments: as `follow` gives them.
+        times: of all of them, in seconds.
+        width: of the pictures in pixels.
+        reach: metres that the bird's-eye view shows ahead and behind.
+    """
+    for number, moment in enumerate(moments, 1):
+        note = f"frame {number} of {len(times)}    {times[number - 1] - times[0]:.1f} s"
+        yield draw_frame(moment.sample, moment.layers, width, reach, ego_path=moment.ego_path, note=note)
 
 
 def _draw(

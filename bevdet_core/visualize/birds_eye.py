@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from ..boxes3d import corners
 from ..structures import Camera
-from .style import FAINT, INK, OVERSAMPLING, PANEL, Color, Objects, dashed, font, stroke_width
+from .style import FAINT, INK, OVERSAMPLING, PANEL, Color, Objects, dashed, fading, font, stroke_width
 
 ToPixels = Callable[[np.ndarray], np.ndarray]  # metres [..., 2 or 3] of the lidar frame -> pixels [..., 2]
 
@@ -27,6 +27,7 @@ def draw_birds_eye(
     sizes: Sequence[tuple[int, int]] = (),
     points: np.ndarray | None = None,  # [p, >= 3] metres, lidar frame
     unit: float | None = None,
+    ego_path: np.ndarray | None = None,  # [k, 3] metres, lidar frame, oldest first
 ) -> Image.Image:
     """The lidar frame from above, ahead is up; velocity arrows end where the object will be in one second.
 
@@ -38,6 +39,7 @@ def draw_birds_eye(
         sizes: (height, width) in pixels of their images.
         points: lidar points.
         unit: pixels that a thin line is wide; default: 1/800 of the picture's height, but not less than 1.
+        ego_path: where the lidar was before.
     """
     width, height = (edge * OVERSAMPLING for edge in size)
     unit = OVERSAMPLING * (unit or max(1.0, size[1] / 800))
@@ -56,14 +58,39 @@ def draw_birds_eye(
     if points is not None:
         picture = _add_points(picture, points, to_pixels)
         draw = ImageDraw.Draw(picture, "RGBA")
+    if ego_path is not None:
+        _draw_path(draw, to_pixels(np.concatenate([ego_path[:, :2], np.zeros((1, 2))])), INK, stroke_width(2 * unit))
     _draw_ego(draw, to_pixels)
+    for objects in layers:
+        _draw_trails(draw, objects, to_pixels, unit)
     for objects in layers:
         _draw_objects(draw, objects, to_pixels, unit)
     return picture.reduce(OVERSAMPLING)
 
 
+def _draw_trails(draw: ImageDraw.ImageDraw, objects: Objects, to_pixels: ToPixels, unit: float) -> None:
+    """Outlines of earlier boxes and the path of their centres, the older the fainter."""
+    for index, past in enumerate(objects.trails):
+        color = objects.color(index)
+        for age, outline in zip(fading(len(past)), _outlines(past, to_pixels), strict=True):
+            ring = [tuple(p) for p in outline]
+            draw.line([*ring, ring[0]], (*color, round(110 * age)), stroke_width(unit))
+        centers = np.concatenate([past[:, :2], objects.boxes[index : index + 1, :2]])
+        _draw_path(draw, to_pixels(centers), color, stroke_width(1.8 * unit))
+
+
+def _draw_path(draw: ImageDraw.ImageDraw, places: np.ndarray, color: Color, width: int) -> None:
+    for age, start, end in zip(fading(len(places) - 1), places[:-1], places[1:], strict=True):
+        draw.line([tuple(start), tuple(end)], (*color, round(220 * age)), width)
+
+
+def _outlines(boxes: np.ndarray, to_pixels: ToPixels) -> np.ndarray:
+    """Bottom faces [n, 4, 2] in pixels."""
+    return to_pixels(corners(torch.from_numpy(boxes)).numpy()[:, :4])
+
+
 def _draw_objects(draw: ImageDraw.ImageDraw, objects: Objects, to_pixels: ToPixels, unit: float) -> None:
-    outlines = to_pixels(corners(torch.from_numpy(objects.boxes)).numpy()[:, :4])  # [n, 4, 2] bottom faces
+    outlines = _outlines(objects.boxes, to_pixels)
     centers = to_pixels(objects.boxes[:, :2])
     arrows = to_pixels(objects.boxes[:, :2] + objects.boxes[:, 7:9])
     speeds = np.linalg.norm(objects.boxes[:, 7:9], axis=1)

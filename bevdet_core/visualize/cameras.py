@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from ..boxes3d import EDGES, corners
 from ..structures import Camera
-from .style import INK, OVERSAMPLING, Captions, Color, Objects, dashed, font, stroke_width
+from .style import INK, OVERSAMPLING, Captions, Color, Objects, dashed, fading, font, stroke_width
 
 NEAR = 0.1  # metres; what is nearer to the image plane, or behind it, is cut off
 FRONT_FACE = (0, 1, 5, 4)  # see CORNER_SIGNS
@@ -43,6 +43,8 @@ def draw_camera(
     projection = scale @ camera.lidar2img[:3]  # [3, 4]: metres -> (u d, v d, d) in pixels of the picture
     tags: list[tuple[float, str, float, float, Color]] = []
     for objects in layers:
+        _draw_trails(draw, objects, projection, large, unit)
+    for objects in layers:
         tags += _draw_objects(draw, objects, projection, large, unit)
     captions = Captions(draw, round(11 * unit))
     if title:
@@ -50,6 +52,28 @@ def draw_camera(
     for _, text, left, bottom, color in sorted(tags):
         captions.write(text, left, bottom, color)
     return picture.reduce(OVERSAMPLING)
+
+
+def _draw_trails(
+    draw: ImageDraw.ImageDraw,
+    objects: Objects,
+    projection: np.ndarray,  # [3, 4]
+    size: tuple[int, int],
+    unit: float,
+) -> None:
+    """The path of every object over the ground, the older the fainter, with a dot for each earlier box."""
+    for index, past in enumerate(objects.trails):
+        boxes = np.concatenate([past, objects.boxes[index : index + 1]])
+        ground = boxes[:, :3] - [0, 0, 0.5] * boxes[:, 5:6]  # [k + 1, 3] centres of the bottom faces
+        points = ground @ projection[:, :3].T + projection[:, 3]
+        color = objects.color(index)
+        for age, start, end in zip(fading(len(past)), points[:-1], points[1:], strict=True):
+            for a, b in clip_segments(np.stack([start, end])[None], size):
+                draw.line([tuple(a), tuple(b)], (*color, round(220 * age)), stroke_width(1.5 * unit))
+            if start[2] > NEAR:
+                u, v = start[:2] / start[2]
+                radius = unit * np.clip(45 / start[2], 1.2, 4)
+                draw.ellipse((u - radius, v - radius, u + radius, v + radius), (*color, round(255 * age)))
 
 
 def _draw_objects(

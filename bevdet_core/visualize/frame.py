@@ -24,6 +24,9 @@ from .style import (
     stroke_width,
 )
 
+VELOCITY = "velocity, 1 s ahead"
+TRAIL = "earlier places; a colour for each object"
+
 Box = tuple[int, int, int, int]  # left, top, width, height in pixels
 
 
@@ -33,6 +36,8 @@ def draw_frame(
     width: int = 1920,
     reach: float = 50.0,
     points: np.ndarray | None = None,  # [p, >= 3] metres, lidar frame
+    ego_path: np.ndarray | None = None,  # [k, 3] metres, lidar frame, oldest first
+    note: str = "",
 ) -> Image.Image:
     """All cameras of a calibrated sample over the bird's-eye view.
 
@@ -42,6 +47,8 @@ def draw_frame(
         width: of the picture in pixels.
         reach: metres that the bird's-eye view shows ahead and behind.
         points: lidar points for the bird's-eye view.
+        ego_path: where the lidar was before, for the bird's-eye view.
+        note: a line under the names of scene and sample.
 
     Raises:
         ValueError: a sample without calibration or without images.
@@ -56,12 +63,12 @@ def draw_frame(
     for index, (left, upper, columns, rows) in places.items():
         tile = draw_camera(sample.images[index], sample.cameras[index], layers, (columns, rows), unit)
         picture.paste(tile, (left, upper))
-    scene = draw_birds_eye(layers, birds_eye, reach, sample.cameras, sizes, points, unit)
+    scene = draw_birds_eye(layers, birds_eye, reach, sample.cameras, sizes, points, unit, ego_path)
     picture.paste(scene, (0, top))
     margin = round(32 * unit)
     legend = _legend(layers, unit)
     picture.paste(legend, (margin, top + margin), legend)
-    facts = _facts(sample, unit)
+    facts = _facts(sample, note, unit)
     picture.paste(facts, (width - margin - facts.width, top + margin), facts)
     return picture
 
@@ -88,14 +95,17 @@ def _legend(layers: Sequence[Objects], unit: float) -> Image.Image:
     """A table on a clear ground: what the lines mean, and how many objects of each class every layer shows."""
     names = {int(k): objects.class_names[k] for objects in layers for k in np.unique(objects.labels)}
     moving = any((np.linalg.norm(objects.boxes[:, 7:9], axis=1) > STILL).any() for objects in layers)
+    tracked = any(objects.tracks is not None for objects in layers)
     unit *= OVERSAMPLING
-    row = min(28.0, 740 / (len(names) + 3)) * unit  # fits into the panel however many classes there are
+    row = min(28.0, 740 / (len(names) + 3 + tracked)) * unit  # fits into the panel however many classes there are
     face, small = font(round(0.58 * row)), font(round(0.5 * row))
     mark = 1.1 * row
     texts = [names[label].replace("_", " ") for label in sorted(names)]
-    middle = mark + 0.5 * row + max(face.getlength(text) for text in [*texts, "velocity, 1 s ahead"])
+    middle = mark + 0.5 * row + max(face.getlength(text) for text in [*texts, VELOCITY, *[TRAIL] * tracked])
     column = small.getlength("ground truth") + row
-    picture = Image.new("RGBA", (round(middle + column * len(layers)), round(row * (len(names) + 3))), (0, 0, 0, 0))
+    picture = Image.new(
+        "RGBA", (round(middle + column * len(layers)), round(row * (len(names) + 3 + tracked))), (0, 0, 0, 0)
+    )
     draw = ImageDraw.Draw(picture)
     for place, objects in enumerate(layers):
         right = middle + column * (place + 1)
@@ -111,12 +121,19 @@ def _legend(layers: Sequence[Objects], unit: float) -> Image.Image:
     for line, (label, text) in enumerate(zip(sorted(names), texts, strict=True)):
         y, color = (line + 1.8) * row, class_color(label)
         box = (unit, y - 0.28 * row, mark, y + 0.28 * row)
-        draw.rounded_rectangle(box, 2 * unit, (*color, 90), color, stroke_width(1.8 * unit))
+        if not tracked:  # else colours tell objects apart, not classes
+            draw.rounded_rectangle(box, 2 * unit, (*color, 90), color, stroke_width(1.8 * unit))
         draw.text((mark + 0.5 * row, y), text, INK, face, anchor="lm")
     if moving:
         y = (len(names) + 2.1) * row
         draw_arrow(draw, np.array([0, y]), np.array([mark, y]), INK, unit, stroke_width(1.8 * unit))
-        draw.text((mark + 0.5 * row, y), "velocity, 1 s ahead", INK, face, anchor="lm")
+        draw.text((mark + 0.5 * row, y), VELOCITY, INK, face, anchor="lm")
+    if tracked:
+        y = (len(names) + 3.1) * row
+        for place, color in enumerate(PALETTE[:4]):
+            left = mark * place / 4
+            draw.line([(left, y), (left + mark / 4, y)], color, stroke_width(1.8 * unit))
+        draw.text((mark + 0.5 * row, y), TRAIL, INK, face, anchor="lm")
     return picture.reduce(OVERSAMPLING)
 
 
@@ -124,9 +141,9 @@ def _kind(objects: Objects) -> str:
     return "ground truth" if objects.reference or objects.scores is None else "predicted"
 
 
-def _facts(sample: Sample, unit: float) -> Image.Image:
+def _facts(sample: Sample, note: str, unit: float) -> Image.Image:
     """Which frame this is, set flush right."""
-    lines = [(text, size) for text, size in ((sample.scene, 18), (sample.token, 13)) if text]
+    lines = [(text, size) for text, size in ((sample.scene, 18), (sample.token, 13), (note, 13)) if text]
     unit *= OVERSAMPLING
     row = 28 * unit
     faces = [font(round(size * unit), bold=size > 15) for _, size in lines]

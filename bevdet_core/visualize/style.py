@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -51,7 +51,8 @@ def class_color(label: int) -> Color:
 class Objects:
     """The objects that one picture shows in one style.
 
-    Truth beside predictions is a `reference`: thin white dashes without names.
+    Truth beside predictions is a `reference`: thin white dashes without names. Objects with `tracks` have one colour
+    each, which they keep from frame to frame, instead of that of their class.
     """
 
     boxes: np.ndarray  # [n, 4] pixels or [n, 9] metres, lidar frame; float64
@@ -59,6 +60,8 @@ class Objects:
     scores: np.ndarray | None  # [n] in 0..1
     class_names: tuple[str, ...]
     reference: bool = False
+    tracks: np.ndarray | None = None  # [n] int64
+    trails: tuple[np.ndarray, ...] = ()  # n x [k, 9] earlier boxes, oldest first, in the present lidar frame
 
     @classmethod
     def checked(
@@ -100,11 +103,20 @@ class Objects:
 
     def __getitem__(self, index: np.ndarray) -> Objects:
         """The subset, and its order, picked by a boolean mask or by indices [k]."""
-        scores = None if self.scores is None else self.scores[index]
-        return Objects(self.boxes[index], self.labels[index], scores, self.class_names, self.reference)
+        picked = np.arange(len(self))[index]
+        return replace(
+            self,
+            boxes=self.boxes[picked],
+            labels=self.labels[picked],
+            scores=None if self.scores is None else self.scores[picked],
+            tracks=None if self.tracks is None else self.tracks[picked],
+            trails=tuple(self.trails[k] for k in picked) if self.trails else (),
+        )
 
     def color(self, index: int) -> Color:
-        return WHITE if self.reference else class_color(int(self.labels[index]))
+        if self.reference:
+            return WHITE
+        return class_color(int(self.labels[index] if self.tracks is None else self.tracks[index]))
 
     def caption(self, index: int) -> str:
         name = self.class_names[self.labels[index]].replace("_", " ")
@@ -127,6 +139,11 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 def stroke_width(wanted: float) -> int:
     """The width in pixels of the large picture that is at least one pixel when averaged down."""
     return max(OVERSAMPLING, round(wanted))
+
+
+def fading(count: int) -> np.ndarray:
+    """How strongly the steps of a past are drawn, oldest first: [count] in 0..1."""
+    return np.linspace(0.2, 1.0, count) if count > 1 else np.ones(count)
 
 
 class Captions:
