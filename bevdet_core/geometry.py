@@ -45,6 +45,21 @@ def quaternion_to_matrix(quaternion: ArrayLike) -> np.ndarray:
     )
 
 
+def matrix_to_quaternion(rotation: np.ndarray) -> np.ndarray:
+    """The quaternion [4] (w, x, y, z), w >= 0, of a rotation matrix [3, 3]."""
+    # The eigenvector to the largest eigenvalue of this symmetric matrix: no case distinctions, and the nearest rotation
+    # where the matrix is none by a rounding error.
+    (xx, xy, xz), (yx, yy, yz), (zx, zy, zz) = np.asarray(rotation, np.float64)
+    symmetric = [
+        [xx + yy + zz, 0, 0, 0],
+        [zy - yz, xx - yy - zz, 0, 0],
+        [xz - zx, yx + xy, yy - xx - zz, 0],
+        [yx - xy, zx + xz, zy + yz, zz - xx - yy],
+    ]
+    quaternion = np.linalg.eigh(symmetric)[1][:, -1]  # of the lower triangle
+    return -quaternion if quaternion[0] < 0 else quaternion
+
+
 def yaw_of(rotation: np.ndarray) -> np.ndarray:
     """Heading about z in radians, from the x axis, of rotation matrices [..., 3, 3]."""
     return np.arctan2(rotation[..., 1, 0], rotation[..., 0, 0])
@@ -80,3 +95,23 @@ def project_points(
         camera = (lidar2img[:, :, None, :3] * homogeneous[:, None, :, None]).sum(-1)  # [B, N, Q, 3]
         depth = camera[..., 2]
         return camera[..., :2] / depth.clamp(min=MIN_DEPTH)[..., None], depth
+
+
+def locate_in_images(
+    points: Tensor,  # [B, Q, 3] metres, lidar frame
+    lidar2img: Tensor,  # [B, N, 4, 4]
+    image_size: tuple[int, int],  # (height, width) of the padded images
+    hidden: Tensor | None = None,  # [B, N] bool, cameras that see nothing; None: no such one
+) -> tuple[Tensor, Tensor]:
+    """Where cameras see points.
+
+    Returns:
+        locations [B, N, Q, 2] as (x, y) in [0, 1] of the padded images, and visible [B, N, Q]: in front of the camera
+        and strictly inside its image. Where a point is not visible, its location means nothing.
+    """
+    pixels, depth = project_points(points, lidar2img)
+    height, width = image_size
+    locations = pixels / pixels.new_tensor([width, height])
+    inside = ((locations > 0) & (locations < 1)).all(-1)
+    visible = inside & (depth > MIN_DEPTH)
+    return locations, visible if hidden is None else visible & ~hidden[:, :, None]

@@ -8,7 +8,7 @@ A 2D image is a sample with one camera and no calibration, so both detector fami
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -72,6 +72,9 @@ class Sample:
     lidar2global: np.ndarray | None = None  # [4, 4] float64, metres
     timestamp: float | None = None  # seconds
     scene: str | None = None  # samples of one scene follow each other in time
+    lidar2ego: np.ndarray | None = None  # [4, 4] float64, metres: how the lidar is mounted
+    can_bus: np.ndarray | None = None  # [18] float64, see models.ego_motion; never required
+    history: list[Sample] = field(default_factory=list)  # earlier frames of the scene, oldest first
     original_sizes: list[tuple[int, int]] = field(default_factory=list)  # N x (height, width) before any transform
 
     def __post_init__(self) -> None:
@@ -93,6 +96,8 @@ class CameraRig:
     lidar2global: Tensor | None = None  # [B, 4, 4] float64
     timestamps: Tensor | None = None  # [B] float64, seconds
     hidden: Tensor | None = None  # [B, N] bool, True where a camera gave no image, or is none; None: nowhere
+    lidar2ego: Tensor | None = None  # [B, 4, 4] float64
+    can_bus: Tensor | None = None  # [B, 18] float64
 
     @property
     def visible(self) -> Tensor:
@@ -102,11 +107,8 @@ class CameraRig:
         return ~self.hidden
 
     def to(self, device: torch.device | str) -> CameraRig:
-        moved = (
-            None if t is None else t.to(device, non_blocking=True)
-            for t in (self.lidar2img, self.lidar2global, self.timestamps, self.hidden)
-        )
-        return CameraRig(*moved)  # type: ignore[arg-type]
+        moved = (getattr(self, f.name) for f in fields(self))
+        return CameraRig(*(None if t is None else t.to(device, non_blocking=True) for t in moved))
 
 
 @dataclass
@@ -123,6 +125,8 @@ class ImageBatch:
     scenes: Sequence[str | None] = ()  # [B]
     original_sizes: Tensor | None = None  # [B, N, 2] int64, (height, width) of the files
     targets: Sequence[Targets] | None = None  # [B], while training: denoising queries and the like are made from them
+    history: ImageBatch | None = None  # the earlier frames of all samples, one sample's after the other's, oldest first
+    owners: Sequence[int] = ()  # of a history: the sample of the batch that each of its frames belongs to
 
     @property
     def mask(self) -> Tensor:
@@ -140,6 +144,7 @@ class ImageBatch:
             rig=None if self.rig is None else self.rig.to(device),
             original_sizes=None if self.original_sizes is None else self.original_sizes.to(device, non_blocking=True),
             targets=None if self.targets is None else [target.to(device) for target in self.targets],
+            history=None if self.history is None else self.history.to(device),
         )
 
 
@@ -180,7 +185,7 @@ def collate(samples: Sequence[Sample], pixels: PixelConfig) -> tuple[ImageBatch,
         pixels: order and normalisation of the channels, padding.
 
     Returns:
-        The batch, and the targets of its samples (None where a sample has none).
+        The batch, with the samples' history, and the targets of its samples (None where a sample has none).
 
     Raises:
         ValueError: some samples with and some without calibration, or without and with different numbers of images.
@@ -210,6 +215,10 @@ def collate(samples: Sequence[Sample], pixels: PixelConfig) -> tuple[ImageBatch,
         [sample.scene for sample in samples],
         _filled([sample.original_sizes for sample in samples], cameras),
     )
+    earlier = [frame for sample in samples for frame in sample.history]
+    if earlier:
+        batch.history, _ = collate(earlier, pixels)
+        batch.history.owners = [b for b, sample in enumerate(samples) for _ in sample.history]
     targets = [sample.targets for sample in samples if sample.targets is not None]
     if len(targets) < len(samples):
         return batch, None
@@ -233,14 +242,19 @@ def _stack_rigs(samples: Sequence[Sample], count: int) -> CameraRig | None:
     for b, rig in enumerate(rigs):
         lidar2img[b, : len(rig)] = [camera.lidar2img for camera in rig]
         hidden[b, : len(rig)] = [camera.hidden for camera in rig]
-    poses = [sample.lidar2global for sample in samples if sample.lidar2global is not None]
-    times = [sample.timestamp for sample in samples if sample.timestamp is not None]
     return CameraRig(
         torch.from_numpy(lidar2img),
-        torch.from_numpy(np.array(poses)) if len(poses) == len(samples) else None,
-        torch.tensor(times, dtype=torch.float64) if len(times) == len(samples) else None,
+        _stack_known([sample.lidar2global for sample in samples]),
+        _stack_known([sample.timestamp for sample in samples]),
         torch.from_numpy(hidden) if hidden.any() else None,
+        _stack_known([sample.lidar2ego for sample in samples]),
+        _stack_known([sample.can_bus for sample in samples]),
     )
+
+
+def _stack_known(values: Sequence[np.ndarray | float | None]) -> Tensor | None:
+    """[B, ...] float64, or None where a sample has none."""
+    return None if any(value is None for value in values) else torch.from_numpy(np.array(values, np.float64))
 
 
 def _fractions(targets: Targets, height: int, width: int) -> Targets:

@@ -19,6 +19,7 @@ from .loading import Config, load_config, settings_parser
 from .models import (
     MODELS,
     BackboneConfig,
+    BevFormerConfig,
     DeformableDetrConfig,
     DeformableDetrLossConfig,
     DenoisingConfig,
@@ -29,6 +30,7 @@ from .models import (
     ModelConfig,
     PixelConfig,
     Range3d,
+    RigModelConfig,
 )
 from .training import TrainConfig
 
@@ -38,6 +40,7 @@ __all__ = [
     "NUSCENES_CAMERAS",
     "NUSCENES_CLASSES",
     "BackboneConfig",
+    "BevFormerConfig",
     "CocoConfig",
     "Config",
     "ConfigError",
@@ -55,6 +58,7 @@ __all__ = [
     "PixelConfig",
     "Range3d",
     "RigAugmentConfig",
+    "RigModelConfig",
     "TrainConfig",
     "load_config",
     "settings_parser",

@@ -12,7 +12,7 @@ import yaml
 
 from .data import DATA, DataConfig, NuScenesConfig
 from .errors import ConfigError
-from .models import MODELS, Detr3dConfig, ModelConfig
+from .models import MODELS, Detr3dConfig, ModelConfig, RigModelConfig
 from .training import TrainConfig
 
 
@@ -25,7 +25,7 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.model, Detr3dConfig) != isinstance(self.data, NuScenesConfig):
+        if isinstance(self.model, RigModelConfig) != isinstance(self.data, NuScenesConfig):
             raise ConfigError(
                 f"model.name {self.model.name!r} cannot learn from data.name {self.data.name!r}: 3D detectors need "
                 "nuscenes, 2D detectors coco"

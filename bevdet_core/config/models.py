@@ -125,6 +125,82 @@ class Detr3dConfig:
 
 
 @dataclass(frozen=True)
+class BevFormerConfig:
+    """BEVFormer (Li et al., ECCV 2022); the defaults are those of its base model.
+
+    Args:
+        name: the detector.
+        pixels: normalisation and padding of the images.
+        backbone: the image network.
+        num_cameras: cameras of the rig.
+        num_levels: feature levels of the FPN, from the first of the backbone's out_stages on.
+        embed_dim: width of cells, queries and feature maps.
+        bev_shape: (rows, columns) of the bird's-eye view, which covers `pc_range`.
+        num_queries: objects that a frame can have.
+        encoder_layers: layers that fill the bird's-eye view.
+        decoder_layers: number of them.
+        num_heads: heads of all attention layers.
+        pillar_points: anchors in the pillar over a cell, at which cameras look; must divide `spatial_points`.
+        spatial_points: samples per head and level around the anchors that a camera sees.
+        temporal_points: samples per head in each of the previous and the current view.
+        decoder_points: samples per head in the view around a query.
+        ffn_dim: hidden width of the feed-forward layers.
+        dropout: rate, while training.
+        queue_length: frames of a training sample, the one that is learned from included; the others are drawn from the
+            `queue_length` key frames before it. 1: no history, neither in training nor afterwards.
+        history_gap: after so many seconds without a frame, a scene starts anew.
+        pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
+        post_center_range: detections with a centre outside are dropped.
+        max_detections: the best (query, class) pairs kept per frame.
+        score_threshold: detections below are dropped.
+        perspective: see `Detr3dConfig`.
+        release_quirks: what official weights have learned to live with. The previous view is turned about cell (100,
+            100) whatever its size, and shifted and turned by the motion of the ego's origin instead of the lidar's;
+            the turn in degrees enters the network as a plain difference, which may pass 180. (What the release mixes
+            up between the samples of a batch is right here in any case: its weights come from batches of one.)
+        loss: matching costs and loss weights.
+    """
+
+    name: Literal["bevformer"] = "bevformer"
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    num_cameras: int = 6
+    num_levels: int = 4
+    embed_dim: int = 256
+    bev_shape: tuple[int, int] = (200, 200)
+    num_queries: int = 900
+    encoder_layers: int = 6
+    decoder_layers: int = 6
+    num_heads: int = 8
+    pillar_points: int = 4
+    spatial_points: int = 8
+    temporal_points: int = 4
+    decoder_points: int = 4
+    ffn_dim: int = 512
+    dropout: float = 0.1
+    queue_length: int = 4
+    history_gap: float = 2.0
+    pc_range: Range3d = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    post_center_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    max_detections: int = 300
+    score_threshold: float = 0.0
+    perspective: bool = False
+    release_quirks: bool = False
+    loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.bev_shape) < 1:
+            raise ConfigError(f"model.bev_shape must be (rows, columns) of at least 1, got {list(self.bev_shape)}")
+        if self.queue_length < 1:
+            raise ConfigError(f"model.queue_length must be at least 1, got {self.queue_length}")
+        if self.spatial_points % self.pillar_points:
+            raise ConfigError(
+                f"model.spatial_points = {self.spatial_points} must be a multiple of model.pillar_points = "
+                f"{self.pillar_points}: every anchor gets as many samples"
+            )
+
+
+@dataclass(frozen=True)
 class DetrLossConfig:
     """Weights of the matching costs and of the loss terms of DETR.
 
@@ -278,5 +354,11 @@ class DeformableDetrConfig:
             raise ConfigError("model.two_stage needs model.refine: proposals are boxes that the decoder corrects")
 
 
-ModelConfig = Detr3dConfig | DetrConfig | DeformableDetrConfig
-MODELS = {"detr3d": Detr3dConfig, "detr": DetrConfig, "deformable_detr": DeformableDetrConfig}
+RigModelConfig = Detr3dConfig | BevFormerConfig
+ModelConfig = RigModelConfig | DetrConfig | DeformableDetrConfig
+MODELS = {
+    "detr3d": Detr3dConfig,
+    "bevformer": BevFormerConfig,
+    "detr": DetrConfig,
+    "deformable_detr": DeformableDetrConfig,
+}

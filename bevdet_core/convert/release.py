@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import checkpoint
 from ..checkpoint import Checkpoint, CheckpointError
 from ..config import (
+    BevFormerConfig,
     CocoConfig,
     Config,
     ConfigError,
@@ -26,6 +27,7 @@ from ..config import (
 from ..models import build_model
 from ..weights import read_weights
 from . import hf_config, infer, load_official
+from .bevformer import BEVFORMER
 from .coco_names import COCO_91
 from .deformable_detr import deformable_detr, hf_deformable_detr
 from .detr import DETR, HF_DETR
@@ -40,7 +42,10 @@ RELEASES: dict[str, tuple[type, str | None]] = {
     "hf-deformable-detr": (DeformableDetrConfig, None),
     "hf-detr": (DetrConfig, None),
     "detr3d": (Detr3dConfig, "state_dict"),
+    "bevformer": (BevFormerConfig, "state_dict"),
 }
+# What the weights of a release ask for, unless somebody says otherwise.
+ASKED_FOR: dict[str, dict[str, Any]] = {"bevformer": {"model.release_quirks": True}}
 # Modules that only training has, under which an official layout has no place.
 TRAINING_ONLY = ("denoising.", "perspective.")
 
@@ -57,7 +62,7 @@ def layout_of(release: str, config: ModelConfig) -> Layout:
     if release in ("deformable-detr", "hf-deformable-detr"):
         build = deformable_detr if release == "deformable-detr" else hf_deformable_detr
         return build(cast(DeformableDetrConfig, config))
-    return {"detr": DETR, "hf-detr": HF_DETR, "detr3d": DETR3D}[release]
+    return {"detr": DETR, "hf-detr": HF_DETR, "detr3d": DETR3D, "bevformer": BEVFORMER}[release]
 
 
 def from_release(
@@ -72,7 +77,7 @@ def from_release(
     Args:
         source: the file; for `transformers` also the folder that holds it. Its `config.json` must lie beside it.
         release: one of `RELEASES`.
-        settings: YAML file with the settings; default: what the file tells. DETR3D files tell nothing.
+        settings: YAML file with the settings; default: what the file tells. Those of 3D detectors tell nothing.
         overrides: dotted settings on top.
         class_names: in the order of the labels; default: what the file or the settings tell, or else COCO's by raw id.
 
@@ -83,7 +88,7 @@ def from_release(
     path = _weights_file(Path(source))
     weights = read_weights(path)
     config, count, names = _settings(path, release, weights, settings)
-    config = load_config(config.to_dict(), overrides)
+    config = load_config(config.to_dict(), ASKED_FOR.get(release, {}) | dict(overrides or {}))
     names = tuple(class_names) if class_names is not None else names
     if names is None:
         names = COCO_91 if count == 91 else tuple(f"class {i}" for i in range(count))
@@ -199,8 +204,10 @@ def _settings(
             count = len(labels)
             names = tuple(_unique(i, labels[str(i)]) for i in range(count))
         return Config(build(arguments), CocoConfig()), count, names
-    if release == "detr3d":
-        raise ConfigError("DETR3D files do not tell their settings: name a configuration, such as --config FILE.yaml")
+    if release in ("detr3d", "bevformer"):
+        raise ConfigError(
+            f"{release} files do not tell their settings: name a configuration, such as --config FILE.yaml"
+        )
     model, count = (infer.deformable_detr if release == "deformable-detr" else infer.detr)(weights)
     return Config(model, CocoConfig()), count, None
 

@@ -11,10 +11,19 @@ from typing import Literal
 from torch import nn
 
 from .. import boxes3d
-from ..config import BackboneConfig, DeformableDetrConfig, Detr3dConfig, DetrConfig, ModelConfig
+from ..config import (
+    BackboneConfig,
+    BevFormerConfig,
+    DeformableDetrConfig,
+    Detr3dConfig,
+    DetrConfig,
+    ModelConfig,
+    RigModelConfig,
+)
 from ..losses import BoxL1Loss, CardinalityError, ClassError, FocalLoss, GIoULoss, SetCriterion, SoftmaxLoss
 from ..matching import BoxL1Cost, FocalClassCost, GIoUCost, HungarianMatcher, SoftmaxClassCost
 from ..weights import read_weights
+from .bevformer import BevFormer, BevFormerHead
 from .deformable_detr import DeformableDetr, LearnedQueries
 from .deformable_transformer import DeformableDecoder, DeformableDecoderLayer, DeformableEncoder
 from .denoising import DenoisingGenerator
@@ -27,7 +36,7 @@ from .position import LearnedPositionEmbedding, SinePositionEmbedding
 from .proposals import ProposalGenerator
 from .resnet import ResNet, load_backbone_weights
 
-__all__ = ["build_backbone", "build_criterion", "build_detr3d_head", "build_model"]
+__all__ = ["build_backbone", "build_bevformer_head", "build_criterion", "build_detr3d_head", "build_model"]
 
 
 def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) -> nn.Module:
@@ -48,10 +57,13 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
     if isinstance(config, DeformableDetrConfig):
         return build_deformable_detr(config, num_classes, backbone)
     neck = FPN(backbone.out_channels, config.embed_dim, config.num_levels)
-    head = build_detr3d_head(config, num_classes)
-    perspective = PerspectiveHead(config.embed_dim, num_classes) if config.perspective else None
     limits = (config.post_center_range, config.max_detections, config.score_threshold)
-    return Detr3d(backbone, neck, head, perspective, *limits)
+    if isinstance(config, BevFormerConfig):
+        bev_head = build_bevformer_head(config, num_classes)
+        past = (config.queue_length > 1, config.history_gap, config.release_quirks)
+        return BevFormer(backbone, neck, bev_head, *past, build_perspective(config, num_classes), *limits)
+    head = build_detr3d_head(config, num_classes)
+    return Detr3d(backbone, neck, head, build_perspective(config, num_classes), *limits)
 
 
 def build_detr(config: DetrConfig, num_classes: int, backbone: ResNet) -> Detr:
@@ -127,6 +139,34 @@ def build_detr3d_head(config: Detr3dConfig, num_classes: int) -> Detr3dHead:
         dropout=config.dropout,
         pc_range=config.pc_range,
     )
+
+
+def build_bevformer_head(config: BevFormerConfig, num_classes: int) -> BevFormerHead:
+    """The encoder, decoder and prediction heads alone, for features from elsewhere; see `build_model`."""
+    return BevFormerHead(
+        num_classes=num_classes,
+        bev_shape=config.bev_shape,
+        num_cameras=config.num_cameras,
+        num_levels=config.num_levels,
+        embed_dim=config.embed_dim,
+        num_queries=config.num_queries,
+        encoder_layers=config.encoder_layers,
+        decoder_layers=config.decoder_layers,
+        num_heads=config.num_heads,
+        pillar_points=config.pillar_points,
+        spatial_points=config.spatial_points,
+        temporal_points=config.temporal_points,
+        decoder_points=config.decoder_points,
+        ffn_dim=config.ffn_dim,
+        dropout=config.dropout,
+        pc_range=config.pc_range,
+        release_quirks=config.release_quirks,
+    )
+
+
+def build_perspective(config: RigModelConfig, num_classes: int) -> PerspectiveHead | None:
+    """The dense head that only training has, if the settings ask for it."""
+    return PerspectiveHead(config.embed_dim, num_classes) if config.perspective else None
 
 
 def build_backbone(config: BackboneConfig, pretrained: bool = True) -> ResNet:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -41,3 +43,22 @@ def camera_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch, hid
     if shown is not None:
         features = [f.new_zeros(batch.sizes[..., 0].numel(), *f.shape[1:]).index_copy(0, shown, f) for f in features]
     return [f.unflatten(0, batch.images.shape[:2]) for f in features]
+
+
+def check_features(features: Sequence[Tensor], num_cameras: int, num_levels: int) -> None:
+    """Check that a head can read feature maps L x [B, N, D, H_l, W_l].
+
+    Args:
+        features: of all cameras, fine to coarse.
+        num_cameras: that the head has weights for; a rig may have fewer.
+        num_levels: that it reads.
+
+    Raises:
+        ValueError: more cameras, or another number of levels.
+    """
+    cameras = features[0].shape[1]
+    if cameras > num_cameras or len(features) != num_levels:
+        raise ValueError(
+            f"this head reads up to {num_cameras} cameras at {num_levels} levels, "
+            f"got {cameras} cameras at {len(features)} levels"
+        )

@@ -20,7 +20,7 @@ class FeatureTokens:
 
     tokens: Tensor  # [B, S, D]
     spatial_shapes: tuple[tuple[int, int], ...]  # L x (H, W)
-    mask: Tensor  # [B, S] bool, True under padding
+    mask: Tensor | None  # [B, S] bool, True under padding; None: there is none
     valid_ratios: Tensor  # [B, L, 2], the part of (width, height) of every level that is no padding
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +11,12 @@ from torch import Tensor, nn
 from bevdet_ops import multi_camera_deformable_attention
 
 from .. import boxes3d
-from ..geometry import MIN_DEPTH, project_points
+from ..geometry import locate_in_images
 from ..structures import ImageBatch, Predictions
-from .cameras import calibration, camera_features
-from .heads import MLP, inverse_sigmoid, set_class_prior, top_predictions
+from .cameras import calibration, camera_features, check_features
+from .heads import inverse_sigmoid, top_predictions
 from .perspective import PerspectiveHead
+from .query_head import BoxQueryHead
 from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
 
 
@@ -92,16 +94,7 @@ class Detr3dDecoderLayer(nn.Module):
         return self.norm3(query + self.dropout(self.ffn(query)))
 
 
-def class_head(dim: int, num_classes: int) -> nn.Sequential:
-    """From queries [..., D] to class logits [..., C]."""
-    classifier = nn.Linear(dim, num_classes)
-    set_class_prior(classifier)
-    return nn.Sequential(
-        nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), classifier
-    )
-
-
-class Detr3dHead(nn.Module):
+class Detr3dHead(BoxQueryHead):
     """Decoder and prediction heads: from feature maps of all cameras to boxes.
 
     Args:
@@ -117,8 +110,6 @@ class Detr3dHead(nn.Module):
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that reference points cover.
     """
 
-    pc_range: Tensor
-
     def __init__(
         self,
         num_classes: int,
@@ -132,21 +123,9 @@ class Detr3dHead(nn.Module):
         dropout: float = 0.1,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
     ) -> None:
-        super().__init__()
+        layer = partial(Detr3dDecoderLayer, embed_dim, num_heads, ffn_dim, num_cameras, num_levels, dropout)
+        super().__init__(num_classes, embed_dim, num_queries, num_layers, pc_range, layer)
         self.num_cameras, self.num_levels = num_cameras, num_levels
-        self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
-        self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
-        self.reference_points = nn.Linear(embed_dim, 3)
-        self.layers = nn.ModuleList(
-            Detr3dDecoderLayer(embed_dim, num_heads, ffn_dim, num_cameras, num_levels, dropout)
-            for _ in range(num_layers)
-        )
-        self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
-        self.box_heads = nn.ModuleList(
-            MLP(embed_dim, embed_dim, embed_dim, boxes3d.CODE_SIZE) for _ in range(num_layers)
-        )
-        xavier_init(self.reference_points)
-        nn.init.zeros_(self.reference_points.bias)
 
     def forward(
         self,
@@ -160,53 +139,16 @@ class Detr3dHead(nn.Module):
         Raises:
             ValueError: more cameras than the head has weights for, or another number of levels.
         """
+        check_features(features, self.num_cameras, self.num_levels)
         B, N = features[0].shape[:2]
-        if self.num_cameras < N or len(features) != self.num_levels:
-            raise ValueError(
-                f"this head reads up to {self.num_cameras} cameras at {self.num_levels} levels, "
-                f"got {N} cameras at {len(features)} levels"
-            )
         tokens, spatial_shapes = flatten_levels([f.flatten(0, 1) for f in features])
         value = tokens.unflatten(0, (B, N)).unsqueeze(3)  # [B, N, S, 1, D]
-        query_pos, query = self.query_embed.weight.expand(B, -1, -1).chunk(2, -1)
-        # Coordinates stay in float32: bfloat16 would round a range of 100 m to steps of 0.4 m.
-        with torch.autocast(query.device.type, enabled=False):
-            reference = self.reference_points(query_pos).sigmoid()
-        logits, boxes, states, references = [], [], [], [reference]
-        for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
-            locations, visible = self.project(reference, lidar2img, image_size)
-            if hidden is not None:
-                visible = visible & ~hidden[:, :, None]
-            query = layer(query, query_pos, value, spatial_shapes, reference, locations, visible)
-            with torch.autocast(query.device.type, enabled=False):
-                code = box_head(query.to(reference.dtype))
-                refined = (code[..., [0, 1, 4]] + inverse_sigmoid(reference)).sigmoid()
-            x, y, z = self.to_metres(refined).unbind(-1)
-            boxes.append(torch.stack([x, y, code[..., 2], code[..., 3], z, *code[..., 5:].unbind(-1)], -1))
-            logits.append(class_head(query))
-            states.append(query)
-            reference = refined.detach()
-            references.append(reference)
-        return Predictions(
-            torch.stack(logits), torch.stack(boxes), hidden=torch.stack(states), references=torch.stack(references)
-        )
 
-    def to_metres(self, reference: Tensor) -> Tensor:
-        """Points [..., 3] in [0, 1] of the range -> metres."""
-        low, high = self.pc_range[:3], self.pc_range[3:]
-        return reference * (high - low) + low
+        def attend(layer: nn.Module, query: Tensor, query_pos: Tensor, reference: Tensor) -> Tensor:
+            seen = locate_in_images(self.to_metres(reference), lidar2img, image_size, hidden)
+            return layer(query, query_pos, value, spatial_shapes, reference, *seen)
 
-    def project(self, reference: Tensor, lidar2img: Tensor, image_size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Where cameras see reference points [B, Q, 3].
-
-        Returns:
-            locations [B, N, Q, 2] as (x, y) in [0, 1] of the padded images, and visible [B, N, Q].
-        """
-        pixels, depth = project_points(self.to_metres(reference), lidar2img)
-        height, width = image_size
-        locations = pixels / pixels.new_tensor([width, height])
-        inside = ((locations > 0) & (locations < 1)).all(-1)
-        return locations, inside & (depth > MIN_DEPTH)
+        return self.refine(attend, B)
 
 
 class Detr3d(nn.Module):

@@ -50,18 +50,18 @@ class SinePositionEmbedding(nn.Module):
 
 
 class LearnedPositionEmbedding(nn.Module):
-    """A learned vector for each of the first 50 columns and rows (an option of DETR).
+    """A learned vector for each column and row (an option of DETR; the grid of BEVFormer).
 
     Args:
         dim: width of the embedding; the first half tells the column, the second the row.
+        rows: how many there are; a map may have fewer.
+        columns: likewise.
     """
 
-    cells = 50
-
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, rows: int = 50, columns: int = 50) -> None:
         super().__init__()
-        self.rows = nn.Embedding(self.cells, dim // 2)
-        self.columns = nn.Embedding(self.cells, dim // 2)
+        self.rows = nn.Embedding(rows, dim // 2)
+        self.columns = nn.Embedding(columns, dim // 2)
         nn.init.uniform_(self.rows.weight)
         nn.init.uniform_(self.columns.weight)
 
@@ -69,11 +69,18 @@ class LearnedPositionEmbedding(nn.Module):
         """Padding mask [B, H, W] of a feature map -> [B, H, W, dim].
 
         Raises:
-            ValueError: a map with more than 50 rows or columns.
+            ValueError: a map with more rows or columns than there are vectors.
         """
         B, H, W = mask.shape
-        if max(H, W) > self.cells:
-            raise ValueError(f"learned positions reach {self.cells} rows and columns, the feature map has {H} x {W}")
-        columns = self.columns.weight[:W].expand(H, -1, -1)
-        rows = self.rows.weight[:H, None].expand(-1, W, -1)
-        return torch.cat([columns, rows], -1).expand(B, -1, -1, -1)
+        return self.grid(H, W).expand(B, -1, -1, -1)
+
+    def grid(self, height: int, width: int) -> Tensor:
+        """The embedding [height, width, dim] of a map without padding; errors: see `forward`."""
+        most = self.rows.num_embeddings, self.columns.num_embeddings
+        if height > most[0] or width > most[1]:
+            raise ValueError(
+                f"learned positions reach {most[0]} rows and {most[1]} columns, the map has {height} x {width}"
+            )
+        columns = self.columns.weight[:width].expand(height, -1, -1)
+        rows = self.rows.weight[:height, None].expand(-1, width, -1)
+        return torch.cat([columns, rows], -1)

@@ -77,5 +77,7 @@ def cell_boxes(memory: FeatureTokens) -> tuple[Tensor, Tensor]:
         ]
     )
     boxes = torch.cat([centres, sizes.expand_as(centres)], -1)
-    usable = ((boxes > MARGIN) & (boxes < 1 - MARGIN)).all(-1) & ~memory.mask
+    usable = ((boxes > MARGIN) & (boxes < 1 - MARGIN)).all(-1)
+    if memory.mask is not None:
+        usable = usable & ~memory.mask
     return boxes.logit().where(usable[..., None], torch.inf), usable

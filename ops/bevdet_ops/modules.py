@@ -13,6 +13,17 @@ from bevdet_ops.dense import TokenLinear
 from bevdet_ops.functional import multi_camera_deformable_attention
 
 
+def initial_offsets(n_heads: int, n_points: int) -> Tensor:
+    """The offsets [n_heads, n_points, 2] in pixels at which deformable attention starts to learn.
+
+    Head m looks in direction 2 * pi * m / n_heads, its point p as far as the border of a square of side 2 * (p + 1).
+    """
+    angle = torch.arange(n_heads) * (2.0 * math.pi / n_heads)
+    direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
+    direction = direction / direction.abs().amax(-1, keepdim=True)
+    return direction[:, None] * torch.arange(1.0, n_points + 1)[:, None]
+
+
 class MSDeformAttn(nn.Module):
     """Multi-scale deformable attention of Deformable DETR (https://arxiv.org/abs/2010.04159).
 
@@ -47,12 +58,7 @@ class MSDeformAttn(nn.Module):
 
     def reset_parameters(self) -> None:
         """Set all parameters to the official initial values."""
-        angle = torch.arange(self.n_heads) * (2.0 * math.pi / self.n_heads)
-        direction = torch.stack((angle.cos(), angle.sin()), dim=-1)
-        direction = direction / direction.abs().amax(-1, keepdim=True)
-        steps = torch.arange(1.0, self.n_points + 1)
-        bias = direction[:, None, None] * steps[:, None]  # [heads, 1, points, 2]
-        bias = bias.expand(-1, self.n_levels, -1, -1)
+        bias = initial_offsets(self.n_heads, self.n_points)[:, None].expand(-1, self.n_levels, -1, -1)
         with torch.no_grad():
             nn.init.zeros_(self.sampling_offsets.weight)
             self.sampling_offsets.bias.copy_(bias.reshape(-1))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bevdet_core import boxes3d
 from bevdet_core.config import BackboneConfig, Detr3dConfig
+from bevdet_core.geometry import locate_in_images
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
 from bevdet_core.models.detr3d import CameraCrossAttention, Detr3dHead, decode
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions, Targets
@@ -83,7 +84,7 @@ def test_where_cameras_see_a_point(point, camera, place):
     head = make_head()
     low, high = torch.tensor(RANGE).chunk(2)
     reference = ((torch.tensor(point) - low) / (high - low)).view(1, 1, 3)
-    locations, visible = head.project(reference, rig(), IMAGE_SIZE)
+    locations, visible = locate_in_images(head.to_metres(reference), rig(), IMAGE_SIZE)
     assert visible[0, :, 0].tolist() == [camera == n for n in range(2)]
     if camera is not None:
         torch.testing.assert_close(locations[0, camera, 0], torch.tensor(place))

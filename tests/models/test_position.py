@@ -51,5 +51,5 @@ def test_learned_positions_put_the_column_first():
 def test_positions_name_what_they_cannot_do():
     with pytest.raises(ValueError, match="multiple of 4, got 6"):
         SinePositionEmbedding(6, centred=True)
-    with pytest.raises(ValueError, match="50 rows and columns, the feature map has 51 x 2"):
+    with pytest.raises(ValueError, match="50 rows and 50 columns, the map has 51 x 2"):
         LearnedPositionEmbedding(4)(torch.zeros(1, 51, 2, dtype=torch.bool))

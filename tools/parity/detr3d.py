@@ -103,9 +103,7 @@ def run_detector(
     for index in config["img_backbone"].get("out_indices", (0, 1, 2, 3)):
         model.backbone.stage(index + 1).register_forward_hook(lambda _, __, out: stages.append(out))
     model.neck.register_forward_hook(lambda _, __, out: levels.extend(out))
-    if config["img_backbone"].get("frozen_stages") == 0:  # the stem alone, which our setting cannot say
-        for module in (model.backbone.conv1, model.backbone.bn1):
-            module.requires_grad_(False)
+    mmdet.freeze_stem(model, config["img_backbone"])
     predictions = model(batch)
     maps = {f"backbone/{i}": m for i, m in enumerate(stages)} | {f"fpn/{i}": m for i, m in enumerate(levels)}
     rigs = batch.images.shape[:2]

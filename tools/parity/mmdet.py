@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from bevdet_core.config import BackboneConfig
 
 
@@ -14,7 +16,7 @@ def backbone_config(backbone: Mapping[str, Any], neck: Mapping[str, Any]) -> Bac
     Raises:
         ValueError: a setting that our ResNet does not have.
     """
-    for name in ("deep_stem", "avg_down", "plugins", "with_cp"):
+    for name in ("deep_stem", "avg_down", "plugins"):
         if backbone.get(name):
             raise ValueError(f"img_backbone.{name} is not supported")
     if backbone["type"] != "ResNet":
@@ -33,6 +35,13 @@ def backbone_config(backbone: Mapping[str, Any], neck: Mapping[str, Any]) -> Bac
         out_stages=tuple(stages[neck.get("start_level", 0) :]),
         deformable_stages=tuple(index + 1 for index, deformable in enumerate(with_dcn) if deformable),
     )
+
+
+def freeze_stem(model: nn.Module, backbone: Mapping[str, Any]) -> None:
+    """Freeze the stem alone where an mmdet `ResNet` has frozen_stages = 0, which our setting cannot say."""
+    if backbone.get("frozen_stages") == 0:
+        for module in (model.backbone.conv1, model.backbone.bn1):
+            module.requires_grad_(False)
 
 
 def num_levels(neck: Mapping[str, Any]) -> int:

@@ -1,0 +1,268 @@
+"""BEVFormer: 3D detection from cameras and time through a bird's-eye view (Li et al., ECCV 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ..structures import ImageBatch, Predictions
+from .bev_encoder import BevEncoder, BevEncoderLayer, BevGrid, PreviousView
+from .bev_memory import BevMemory, SeenFrame, rounds
+from .cameras import calibration, camera_features, check_features
+from .deformable_transformer import DeformableDecoderLayer, FeatureTokens
+from .detr3d import decode
+from .ego_motion import SIGNALS, EgoMotion, FramePose, frame_poses, motion_between, stack_motions
+from .perspective import PerspectiveHead
+from .position import LearnedPositionEmbedding
+from .query_head import BoxQueryHead
+from .transformer import flatten_levels, xavier_init
+
+PUBLISHED_LEVELS = 4  # level embeddings that the published networks have, however few levels they read
+PUBLISHED_CENTRE = 100.0  # cells; about which the release turns a view, whatever its size
+
+
+class BevFormerHead(BoxQueryHead):
+    """Encoder, decoder and prediction heads: from feature maps of all cameras to boxes.
+
+    Args:
+        num_classes: of the detector.
+        bev_shape: (rows, columns) of the bird's-eye view, which covers `pc_range`.
+        num_cameras: cameras of the rig.
+        num_levels: levels of the feature pyramid.
+        embed_dim: width of cells, queries and features.
+        num_queries: objects that a frame can have.
+        encoder_layers: layers that fill the view.
+        decoder_layers: each refines the reference points of the one before.
+        num_heads: of all attentions.
+        pillar_points: anchors in the pillar over a cell.
+        spatial_points: samples per head and level around the anchors that a camera sees.
+        temporal_points: samples per head in each of the two views.
+        decoder_points: samples per head in the view around a query.
+        ffn_dim: hidden width of the feed-forward layers.
+        dropout: rate, while training.
+        pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
+        release_quirks: see `config.BevFormerConfig`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        bev_shape: tuple[int, int] = (200, 200),
+        num_cameras: int = 6,
+        num_levels: int = 4,
+        embed_dim: int = 256,
+        num_queries: int = 900,
+        encoder_layers: int = 6,
+        decoder_layers: int = 6,
+        num_heads: int = 8,
+        pillar_points: int = 4,
+        spatial_points: int = 8,
+        temporal_points: int = 4,
+        decoder_points: int = 4,
+        ffn_dim: int = 512,
+        dropout: float = 0.1,
+        pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
+        release_quirks: bool = False,
+    ) -> None:
+        layer = partial(DeformableDecoderLayer, embed_dim, num_heads, 1, decoder_points, ffn_dim, dropout)
+        super().__init__(num_classes, embed_dim, num_queries, decoder_layers, pc_range, layer)
+        self.num_cameras, self.num_levels = num_cameras, num_levels
+        rows, columns = bev_shape
+        self.grid = BevGrid(bev_shape, pc_range, pillar_points)
+        self.encoder = BevEncoder(
+            self.grid,
+            [
+                BevEncoderLayer(embed_dim, num_heads, num_levels, spatial_points, temporal_points, ffn_dim, dropout)
+                for _ in range(encoder_layers)
+            ],
+        )
+        self.bev_embed = nn.Embedding(rows * columns, embed_dim)
+        self.position = LearnedPositionEmbedding(embed_dim, rows, columns)
+        self.camera_embed = nn.Parameter(torch.randn(num_cameras, embed_dim))
+        self.level_embed = nn.Parameter(torch.randn(max(num_levels, PUBLISHED_LEVELS), embed_dim))
+        self.motion_mlp = nn.Sequential(
+            nn.Linear(SIGNALS, embed_dim // 2),
+            nn.ReLU(),
+            nn.Linear(embed_dim // 2, embed_dim),
+            nn.ReLU(),
+            nn.LayerNorm(embed_dim),
+        )
+        xavier_init(self.motion_mlp)
+        for name, parameter in self.motion_mlp.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+        self.turn_centre = self.grid.origin
+        if release_quirks:
+            self.turn_centre = (PUBLISHED_CENTRE / columns, PUBLISHED_CENTRE / rows)
+
+    def encode(
+        self,
+        features: Sequence[Tensor],  # L x [B, N, D, H_l, W_l], fine to coarse
+        lidar2img: Tensor,  # [B, N, 4, 4]
+        image_size: tuple[int, int],  # (height, width) of the padded images
+        motion: EgoMotion,  # since the frame of `previous`
+        previous: Tensor | None = None,  # [B, rows * columns, D] the view of the frame before
+        known: Tensor | None = None,  # [B] bool: which frames have a previous view; None: all
+        hidden: Tensor | None = None,  # [B, N] bool, cameras that nothing is read from; None: no such one
+    ) -> Tensor:
+        """The bird's-eye view [B, rows * columns, D].
+
+        Raises:
+            ValueError: more cameras than the head has weights for, or another number of levels.
+        """
+        check_features(features, self.num_cameras, self.num_levels)
+        B, N = features[0].shape[:2]
+        camera = self.camera_embed[:N, :, None, None]  # [N, D, 1, 1]
+        levels = zip(features, self.level_embed, strict=False)
+        maps = [(f + (camera + level[:, None, None]).to(f.dtype)).flatten(0, 1) for f, level in levels]
+        tokens, spatial_shapes = flatten_levels(maps)
+        query = self.bev_embed.weight + self.motion_mlp(motion.signals)[:, None]
+        query_pos = self.position.grid(*self.grid.shape).flatten(0, 1)
+        before = self.align(previous, motion, known) if previous is not None else None
+        seen = self.grid.seen(lidar2img, image_size, hidden)
+        return self.encoder(query, query_pos, tokens.unflatten(0, (B, N)), spatial_shapes, *seen, before)
+
+    def align(self, bev: Tensor, motion: EgoMotion, known: Tensor | None = None) -> PreviousView:
+        """The view [B, rows * columns, D] of the frame before, as it lies under the present one."""
+        shift = motion.shift / motion.shift.new_tensor(self.grid.extent)
+        return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre), shift, known)
+
+    def forward(self, bev: Tensor) -> Predictions:
+        """Boxes from a view [B, rows * columns, D]; see `Predictions`, whose hidden states are filled in too."""
+        view = FeatureTokens(bev, (self.grid.shape,), None, bev.new_ones(len(bev), 1, 2))
+
+        def attend(layer: nn.Module, query: Tensor, query_pos: Tensor, reference: Tensor) -> Tensor:
+            return layer(view, query, query_pos, reference[:, :, None, :2])
+
+        return self.refine(attend, len(bev))
+
+
+class BevFormer(nn.Module):
+    """The detector.
+
+    Args:
+        backbone: images [B, 3, H, W] -> feature maps.
+        neck: feature maps -> the levels that the head reads.
+        head: see `BevFormerHead`.
+        history: look back at earlier frames; otherwise every frame stands alone.
+        max_gap: a frame that came more than this many seconds before is no history.
+        release_quirks: see `config.BevFormerConfig`.
+        perspective: reads the finest level too, while training; see `PerspectiveHead`. None: nothing does.
+        post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
+        max_detections: the best (query, class) pairs kept per frame.
+        score_threshold: detections that do not score higher are dropped.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        neck: nn.Module,
+        head: BevFormerHead,
+        history: bool = True,
+        max_gap: float = 2.0,
+        release_quirks: bool = False,
+        perspective: PerspectiveHead | None = None,
+        post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
+        max_detections: int = 300,
+        score_threshold: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head, self.perspective = backbone, neck, head, perspective
+        self.history, self.max_gap, self.release_quirks = history, max_gap, release_quirks
+        self.post_center_range = tuple(post_center_range)
+        self.max_detections, self.score_threshold = max_detections, score_threshold
+
+    def new_memory(self) -> BevMemory | None:
+        """A memory for frames that come in the order of time; None where every frame stands alone."""
+        return BevMemory(self.max_gap) if self.history else None
+
+    def forward(self, batch: ImageBatch, memory: BevMemory | None = None) -> Predictions:
+        """Detect objects in rig frames.
+
+        Args:
+            batch: the frames. While training, `batch.targets` feed the perspective head.
+            memory: the frames of each scene come in the order of time, in this batch and from batch to batch, and see
+                what came before. Without it a frame sees its own `batch.history`, looked at without gradients and in
+                evaluation mode.
+
+        Raises:
+            ValueError: the batch has no calibration, or another number of cameras than the head; frames of a scene
+                that are not in the order of time; no poses, where there is history to use.
+        """
+        rig = calibration(batch, "BEVFormer")
+        lanes: Sequence[Hashable] = range(len(batch.images))
+        if memory is None or not self.history:
+            memory = BevMemory(self.max_gap)
+            if batch.history is not None and self.history:
+                self.look_back(batch.history, memory)
+        elif batch.scenes:
+            lanes = batch.scenes
+        features = camera_features(self.backbone, self.neck, batch, rig.hidden)
+        predictions = self.head(self.encode(batch, features, lanes, memory))
+        memory.forget_others(lanes)
+        if self.perspective is not None and self.training and batch.targets is not None:
+            height, width = batch.images.shape[-2:]
+            cells = self.perspective(features[0], rig.lidar2img, (height, width), batch.targets, rig.hidden)
+            predictions.paired = {"perspective": cells}
+        return predictions
+
+    @torch.no_grad()
+    def look_back(self, history: ImageBatch, memory: BevMemory) -> None:
+        """Look at earlier frames, each in the lane of the sample that it belongs to."""
+        was_training = self.training
+        self.eval()
+        try:
+            rig = calibration(history, "BEVFormer")
+            features = camera_features(self.backbone, self.neck, history, rig.hidden)
+            self.encode(history, features, history.owners, memory)
+        finally:
+            self.train(was_training)
+
+    def encode(
+        self, batch: ImageBatch, features: Sequence[Tensor], lanes: Sequence[Hashable], memory: BevMemory
+    ) -> Tensor:
+        """The views [B, rows * columns, D] of frames, each of which sees the one before it in its lane."""
+        rig = calibration(batch, "BEVFormer")
+        poses = frame_poses(batch)
+        height, width = batch.images.shape[-2:]
+        views: dict[int, Tensor] = {}
+        for rows in rounds(lanes):
+            chosen = slice(None) if len(rows) == len(lanes) else rows
+            seen = [memory.recall(lanes[row], poses[row]) for row in rows]
+            bev = self.head.encode(
+                [f[chosen] for f in features],
+                rig.lidar2img[chosen],
+                (height, width),
+                *self._past([poses[row] for row in rows], seen, batch.images.device),
+                hidden=None if rig.hidden is None else rig.hidden[chosen],
+            )
+            views |= dict(zip(rows, bev, strict=True))
+            for row in rows:
+                memory.keep(lanes[row], SeenFrame(poses[row], views[row].detach()))
+        return torch.stack([views[row] for row in range(len(lanes))])
+
+    def _past(
+        self, poses: Sequence[FramePose], seen: Sequence[SeenFrame | None], device: torch.device
+    ) -> tuple[EgoMotion, Tensor | None, Tensor | None]:
+        """Motion, previous views and which of them there are, as `BevFormerHead.encode` takes them."""
+        before = [None if last is None else last.pose for last in seen]
+        pairs = zip(poses, before, strict=True)
+        motion = stack_motions([motion_between(*pair, self.release_quirks) for pair in pairs], device)
+        views = [last.bev for last in seen if last is not None]
+        if not views:
+            return motion, None, None
+        if len(views) == len(seen):
+            return motion, torch.stack(views), None
+        filled = [torch.zeros_like(views[0]) if last is None else last.bev for last in seen]
+        return motion, torch.stack(filled), torch.tensor([last is not None for last in seen], device=device)
+
+    def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """The detections of each frame, best first.
+
+        Returns:
+            (scores [n], labels [n], boxes [n, 9]) per frame; boxes as in `Targets`.
+        """
+        return decode(predictions, self.max_detections, self.post_center_range, self.score_threshold)

@@ -1,0 +1,94 @@
+"""What the query-based 3D heads share: queries that start at reference points and refine them layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .. import boxes3d
+from ..structures import Predictions
+from .heads import MLP, inverse_sigmoid, set_class_prior
+from .transformer import xavier_init
+
+
+def class_head(dim: int, num_classes: int) -> nn.Sequential:
+    """From queries [..., D] to class logits [..., C]."""
+    classifier = nn.Linear(dim, num_classes)
+    set_class_prior(classifier)
+    return nn.Sequential(
+        nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), nn.Linear(dim, dim), nn.LayerNorm(dim), nn.ReLU(), classifier
+    )
+
+
+class BoxQueryHead(nn.Module):
+    """Learned queries with a 3D reference point each; every layer of a decoder moves it (DETR3D, BEVFormer).
+
+    Args:
+        num_classes: of the detector.
+        embed_dim: width of the queries.
+        num_queries: objects that a frame can have.
+        num_layers: decoder layers.
+        pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that reference points cover.
+        make_layer: builds a decoder layer.
+    """
+
+    pc_range: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        embed_dim: int,
+        num_queries: int,
+        num_layers: int,
+        pc_range: Sequence[float],
+        make_layer: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
+        self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
+        self.reference_points = nn.Linear(embed_dim, 3)
+        self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
+        self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
+        self.box_heads = nn.ModuleList(
+            MLP(embed_dim, embed_dim, embed_dim, boxes3d.CODE_SIZE) for _ in range(num_layers)
+        )
+        xavier_init(self.reference_points)
+        nn.init.zeros_(self.reference_points.bias)
+
+    def refine(self, attend: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor], batch_size: int) -> Predictions:
+        """Run the decoder.
+
+        Args:
+            attend: (layer, query [B, Q, D], query position [B, Q, D], reference [B, Q, 3] in [0, 1] of the range) ->
+                query.
+            batch_size: B.
+
+        Returns:
+            See `Predictions`; its hidden states and references are filled in.
+        """
+        query_pos, query = self.query_embed.weight.expand(batch_size, -1, -1).chunk(2, -1)
+        # Coordinates stay in float32: bfloat16 would round a range of 100 m to steps of 0.4 m.
+        with torch.autocast(query.device.type, enabled=False):
+            reference = self.reference_points(query_pos).sigmoid()
+        logits, boxes, hidden, references = [], [], [], [reference]
+        for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
+            query = attend(layer, query, query_pos, reference)
+            with torch.autocast(query.device.type, enabled=False):
+                code = box_head(query.to(reference.dtype))
+                refined = (code[..., [0, 1, 4]] + inverse_sigmoid(reference)).sigmoid()
+            x, y, z = self.to_metres(refined).unbind(-1)
+            boxes.append(torch.stack([x, y, code[..., 2], code[..., 3], z, *code[..., 5:].unbind(-1)], -1))
+            logits.append(class_head(query))
+            hidden.append(query)
+            reference = refined.detach()
+            references.append(reference)
+        return Predictions(
+            torch.stack(logits), torch.stack(boxes), hidden=torch.stack(hidden), references=torch.stack(references)
+        )
+
+    def to_metres(self, reference: Tensor) -> Tensor:
+        """Points [..., 3] in [0, 1] of the range -> metres."""
+        low, high = self.pc_range[:3], self.pc_range[3:]
+        return reference * (high - low) + low
