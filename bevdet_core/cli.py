@@ -15,7 +15,10 @@ class UsageError(ValueError):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status: 0, 1 for an error in the input, 2 for a wrong command line."""
+    """Run one verb; returns the exit status.
+
+    0; 1 for an error in the input; 2 for a wrong command line; 130 after Ctrl-C, 143 after SIGTERM.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="bevdet",
@@ -35,9 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # What a user's input can cause; anything else is a defect of the library and keeps its traceback.
         print(f"bevdet {chosen.verb}: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("\ninterrupted" + ("; --resume goes on from the last checkpoint" if chosen.verb == "train" else ""))
-        return 130
+    except KeyboardInterrupt as request:  # SIGTERM too, while a training runs
+        told = str(request) or "interrupted" + (
+            "; --resume goes on from the last checkpoint" * (chosen.verb == "train")
+        )
+        print(f"\nbevdet {chosen.verb}: {told}", file=sys.stderr)
+        return getattr(request, "exit_code", 130)
     return 0
 
 
@@ -45,15 +51,22 @@ def train(argv: list[str]) -> None:
     """Train a detector from a configuration"""
     parser = _parser("train", train)
     parser.add_argument("config", type=Path, help="YAML file, such as configs/nuscenes/detr3d_r50.yaml")
-    parser.add_argument("--run", type=Path, help="folder for all that the run leaves; default: runs/NAME-OF-CONFIG")
+    run_help = "folder for all that the run leaves; default: runs/NAME-OF-CONFIG; torchrun lets only --run_folder pass"
+    parser.add_argument("--run", "--run_folder", type=Path, help=run_help)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
+    deterministic_help = "the same bits in every run on the same machine; short for --train.deterministic true"
+    parser.add_argument("--deterministic", action="store_true", help=deterministic_help)
     options, overrides = _parse(parser, argv)
-    from . import engine, visualize
+    if options.deterministic:
+        overrides["train.deterministic"] = "true"
+    from . import engine, processes, visualize
     from .config import load_config
 
     config = load_config(options.config, overrides)
     run = options.run or Path("runs") / options.config.stem
     metrics = engine.train(config, run, resume=options.resume)
+    if not processes.is_main():
+        return
     visualize.training_curve(run / "log.jsonl", run / "curve.png")
     metrics.print()
     print(f"weights: {run / 'model.safetensors'}   metrics and curves: {run / 'evaluation'}   {run / 'curve.png'}")
@@ -65,15 +78,19 @@ def evaluate(argv: list[str]) -> None:
     parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
     parser.add_argument("--out", type=Path, help="folder for metrics, curves and results; default: beside the weights")
     options, overrides = _parse(parser, argv)
+    from . import launch, processes
     from .data import build_dataset
     from .detector import Detector, weights_of
     from .evaluation import evaluate as score
 
-    detector = Detector.load(options.checkpoint, overrides=overrides)
+    device = launch.start().device
+    detector = Detector.load(options.checkpoint, device, overrides)
     out = options.out or weights_of(options.checkpoint).parent / "evaluation"
     settings = detector.config.train
     dataset = build_dataset(detector.config.data, training=False)
     metrics = score(detector, dataset, out, settings.batch_size, settings.workers)
+    if not processes.is_main():
+        return
     metrics.print()
     print(f"metrics, curves and results: {out}")
 

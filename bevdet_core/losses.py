@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import boxes as boxes2d
+from . import processes
 from .matching import Assignment, HungarianMatcher, LayerSet, LossError
 from .structures import PairedQueries, Predictions, Targets
 
@@ -282,11 +283,9 @@ class SetCriterion:
 
     def _count(self, layers: LayerSet, assignment: Assignment) -> Tensor | float:
         number = len(assignment.images) if self.count == "pairs" else sum(len(target) for target in layers.targets)
-        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        if processes.count() == 1:
             return max(float(number), 1.0)
-        total = torch.tensor(float(number), device=layers.logits.device)
-        torch.distributed.all_reduce(total)
-        return (total / torch.distributed.get_world_size()).clamp(min=1)
+        return processes.mean(torch.tensor(float(number), device=layers.logits.device)).clamp(min=1)
 
 
 def _not_finite(sets: Sequence[LayerSet], tokens: Sequence[str]) -> list[str]:

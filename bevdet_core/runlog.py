@@ -20,16 +20,24 @@ class RunLog:
 
     A resumed run continues the file; lines after the step it resumes from are dropped first, so that each step stands
     in the log once.
+
+    Args:
+        folder: of the run; None: neither file nor word, for processes that work beside the main one.
+        total_steps: of the whole run.
+        start_step: from which it goes on.
+        quiet: nothing on the terminal.
     """
 
-    def __init__(self, folder: Path, total_steps: int, start_step: int = 0, quiet: bool = False) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, folder: Path | None, total_steps: int, start_step: int = 0, quiet: bool = False) -> None:
+        self.console = Console(quiet=quiet or folder is None)
+        self._file = self._board = None
+        if folder is not None:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self.console = Console(quiet=quiet)
-        path = folder / "log.jsonl"
-        _drop_after(path, start_step)
-        self._file = path.open("a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
+            path = folder / "log.jsonl"
+            _drop_after(path, start_step)
+            self._file = path.open("a", buffering=1)
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
         self._progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
             BarColumn(),
@@ -53,8 +61,9 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
-        self._board.close()
-        self._file.close()
+        if self._file is not None and self._board is not None:
+            self._board.close()
+            self._file.close()
 
     def advance(self, epoch: str, images: int) -> None:
         """Count one step and the camera images that went into it."""
@@ -78,14 +87,12 @@ class RunLog:
                 "losses": terms,
             }
         )
-        for name, value in {"loss": losses["total"], "lr": lr, "grad_norm": grad_norm, **terms}.items():
-            self._board.add_scalar(f"train/{name}", value, step)
+        self._draw("train", {"loss": losses["total"], "lr": lr, "grad_norm": grad_norm, **terms}, step)
 
     def evaluation(self, step: int, epoch: float, metrics: Mapping[str, float]) -> None:
         """One line about an evaluation."""
         self._write({"step": step, "epoch": round(epoch, 4), "metrics": dict(metrics)})
-        for name, value in metrics.items():
-            self._board.add_scalar(f"val/{name}", value, step)
+        self._draw("val", metrics, step)
         self._images, self._since = 0, time.perf_counter()
 
     def say(self, message: str) -> None:
@@ -93,7 +100,13 @@ class RunLog:
         self.console.print(message, highlight=False)
 
     def _write(self, line: dict[str, Any]) -> None:
-        self._file.write(json.dumps(line) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(line) + "\n")
+
+    def _draw(self, group: str, values: Mapping[str, float], step: int) -> None:
+        if self._board is not None:
+            for name, value in values.items():
+                self._board.add_scalar(f"{group}/{name}", value, step)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nursery import Nursery
 
 from bevdet_core.config import NuScenesConfig
 
@@ -38,6 +39,13 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         workers=1,
         progress=False,
     )
+
+
+@pytest.fixture(scope="session")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    """Starts `bevdet` commands as processes of their own."""
+    with Nursery(tmp_path_factory.mktemp("nursery")) as started:
+        yield started
 
 
 @pytest.fixture

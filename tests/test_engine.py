@@ -14,8 +14,9 @@ from bevdet_core import Detector, checkpoint
 from bevdet_core.checkpoint import CheckpointError
 from bevdet_core.config import Config, TrainConfig, load_config
 from bevdet_core.data.rig import write_frame
-from bevdet_core.engine import learning_rate, train
+from bevdet_core.engine import train
 from bevdet_core.matching import LossError
+from bevdet_core.optimization import learning_rate
 from bevdet_core.runlog import read_log
 
 SMALL = {

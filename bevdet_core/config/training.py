@@ -15,7 +15,7 @@ class TrainConfig:
     Args:
         epochs: passes over the training split.
         batch_size: samples per step and process.
-        accumulate: steps whose gradients are summed before the weights change.
+        accumulate: batches whose gradients are averaged before the weights change.
         workers: processes that load and augment data; 0 loads in the training process.
         lr: of AdamW, for everything that `lr_factors` does not name.
         lr_factors: part of a parameter's name -> factor on its learning rate; the first part found decides.
@@ -25,7 +25,11 @@ class TrainConfig:
         schedule: "cosine" falls to a thousandth, "step" is multiplied by 0.1 at each of the milestones.
         milestones: epochs, of the "step" schedule.
         ema: decay of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights.
+        activation_checkpointing: compute the inside of residual blocks and transformer layers again in the backward
+            pass instead of keeping it: much less memory, about a third more time.
         precision: "no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it.
+        deterministic: compute with algorithms that give the same bits in every run on the same machine, which may be
+            slower.
         seed: of the initial weights, the order of the samples and their augmentation.
         log_steps: steps between two lines of the log.
         evaluate_epochs: epochs between two evaluations; 0 evaluates after the last epoch only.
@@ -45,7 +49,9 @@ class TrainConfig:
     schedule: Literal["cosine", "step"] = "cosine"
     milestones: tuple[int, ...] = ()
     ema: float = 0.0
+    activation_checkpointing: bool = False
     precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    deterministic: bool = False
     seed: int = 0
     log_steps: int = 10
     evaluate_epochs: int = 0

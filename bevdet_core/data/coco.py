@@ -54,12 +54,15 @@ class CocoDataset(Dataset[Sample]):
         on_error: `config.on_error`.
         rows: of all images of the split in the index.
         tokens: the image ids as text, in the same order.
+        scenes: None: images do not follow each other.
 
     Raises:
         FileNotFoundError: the root has no such split.
         ValueError: an unknown class, or no image; the message has the nearest class names that exist.
         SampleError: the annotation file is damaged, or has broken records and `config.on_error` is "raise".
     """
+
+    scenes = None
 
     def __init__(self, config: CocoConfig, training: bool = False) -> None:
         self.config = config

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -25,6 +26,7 @@ class SampleDataset(Protocol):
 
     transform: Transform  # applied to each sample, with a generator of its own
     on_error: Literal["raise", "skip"]  # what happens at a sample that cannot be used
+    scenes: Sequence[object] | None  # of each sample, where samples of one scene follow each other in time
 
     def __len__(self) -> int: ...
 
@@ -84,7 +86,8 @@ def build_loader(
     """Load a data set in batches.
 
     In training the order is drawn anew in each epoch, batches are always full, and a broken sample that is skipped
-    makes room for the next one that is not. Otherwise samples come in their order, once, and a batch may come short.
+    makes room for the next one that is not. Otherwise samples come in their order, once, and a batch may come short;
+    of several processes each gets whole scenes.
     A broken sample raises `SampleError`, or is skipped and counted, as the data set's `on_error` says.
     Order and augmentation depend on the seed, the epoch and the place in the epoch: not on the number of workers, nor
     on where the epoch was taken up.
@@ -96,10 +99,10 @@ def build_loader(
         workers: processes that load; 0 loads in this one.
         seed: of the order and the augmentation.
         training: see above.
-        rank: number of this process among those that train together; each gets its own samples.
+        rank: number of this process among those that work together; each gets its own samples.
         world_size: how many there are.
     """
-    order = EpochOrder(len(dataset), batch_size, seed, training, rank, world_size)
+    order = EpochOrder(len(dataset), batch_size, seed, training, rank, world_size, dataset.scenes)
     return SampleLoader(
         order,
         dataset.on_error,
@@ -108,6 +111,7 @@ def build_loader(
         num_workers=workers,
         collate_fn=_Batch(pixels),
         persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_the_main_process,
         generator=torch.Generator().manual_seed(seed),  # keeps torch from drawing on the generator of the training
     )
 
@@ -116,10 +120,18 @@ class EpochOrder(Sampler[Draw]):
     """The order in which one process sees the samples of an epoch."""
 
     def __init__(
-        self, samples: int, batch_size: int, seed: int, training: bool, rank: int = 0, world_size: int = 1
+        self,
+        samples: int,
+        batch_size: int,
+        seed: int,
+        training: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        scenes: Sequence[object] | None = None,
     ) -> None:
         if samples < 1:
             raise ValueError("the data set has no samples")
+        self.evaluated = share_of_evaluation(samples, rank, world_size, scenes)
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed
@@ -133,19 +145,36 @@ class EpochOrder(Sampler[Draw]):
         """Samples that this process sees in a whole epoch."""
         if self.training:
             return max(self.samples // (self.batch_size * self.world_size), 1) * self.batch_size
-        return len(range(self.rank, self.samples, self.world_size))
+        return len(self.evaluated)
 
     def __len__(self) -> int:
         # What torch divides by the batch size to tell the length of a loader: a whole epoch, wherever it is taken up.
         return self._places()
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.arange(self.samples)
-        if self.training:
-            order = np.random.default_rng([self.seed, self.epoch]).permutation(self.samples)
+        if not self.training:
+            yield from ((self.epoch, place, place) for place in self.evaluated[self.first_batch * self.batch_size :])
+            return
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.samples)
         for i in range(self.first_batch * self.batch_size, self._places()):
             place = i * self.world_size + self.rank
             yield self.epoch, place, int(order[place % self.samples])
+
+
+def share_of_evaluation(samples: int, rank: int, world_size: int, scenes: Sequence[object] | None = None) -> list[int]:
+    """The samples that one of several processes evaluates, in order; each sample has one process.
+
+    A scene goes as a whole, to the process that has the fewest samples by then.
+    """
+    if scenes is None:
+        return list(range(rank, samples, world_size))
+    shares: list[list[int]] = [[] for _ in range(world_size)]
+    members: dict[object, list[int]] = {}
+    for place, scene in enumerate(scenes):
+        members.setdefault(scene, []).append(place)
+    for places in members.values():
+        min(shares, key=len).extend(places)
+    return shares[rank]
 
 
 @dataclass
@@ -177,6 +206,12 @@ class _Draws(Dataset):
                 index = (index + 1) % len(self.dataset)
             else:
                 return self.dataset.transform(sample, np.random.default_rng([self.seed, epoch, place])), broken
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # A Ctrl-C, and often SIGTERM, reaches every process. Without its workers the main one could not end in good order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Batch:

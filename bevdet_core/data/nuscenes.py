@@ -35,6 +35,7 @@ class NuScenesDataset(Dataset[Sample]):
         transform: prepares a sample for the network; `loader.build_loader` calls it.
         on_error: `config.on_error`.
         tokens: of all samples of the split, in order, without resampling.
+        scenes: of each sample, its row in `index.scenes`.
 
     Raises:
         FileNotFoundError: the root has no such version.
@@ -57,6 +58,7 @@ class NuScenesDataset(Dataset[Sample]):
         self.tokens = tuple(self.index.token(row) for row in self.rows)
         if training and config.cbgs:
             self.rows = self._balanced_rows()
+        self.scenes = self.index.sample_scene[self.rows].tolist()
         self.transform = rig_transform(config, training)
 
     def __len__(self) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from .. import processes
 from ..config import CocoConfig, DataConfig
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ def evaluate(
     """Run a detector over a data set and score what it finds.
 
     Broken samples that the data set skips count as samples in which nothing was found; a warning of the metrics names
-    them.
+    them. Of several processes each runs its share of the samples, whole scenes in order; the main one scores and
+    writes.
 
     Args:
         detector: the detector.
@@ -67,25 +70,42 @@ def evaluate(
         batch_size: samples that go through the network at once.
         workers: processes that load images.
         quiet: no progress bar.
+
+    Returns:
+        The metrics, in every process.
     """
     from rich.progress import track
 
-    from ..data.coco import CocoDataset
     from ..data.loader import build_loader
 
     require_metric(dataset.config)
-    loader = build_loader(dataset, detector.config.model.pixels, batch_size, workers)
-    found = _detect(detector, track(loader, "evaluating", disable=quiet))
-    metrics: CocoMetrics | NuScenesMetrics
+    share = (processes.index(), processes.count())
+    loader = build_loader(
+        dataset, detector.config.model.pixels, batch_size, workers, rank=share[0], world_size=share[1]
+    )
+    found = _detect(detector, track(loader, "evaluating", disable=quiet or not processes.is_main()))
+    if processes.count() > 1:
+        place = {token: number for number, token in enumerate(dataset.tokens)}
+        found = iter(sorted(itertools.chain(*processes.gather(list(found))), key=lambda item: place[item[0]]))
+    metrics = _score(found, dataset, folder) if processes.is_main() else None
+    # The loader knows what it has skipped when it has been read to its end, which scoring does.
+    skipped = [line for report in processes.gather(loader.report()) for line in report]
+    if metrics is not None:
+        metrics.warnings += skipped
+        metrics.save(folder)
+    return processes.from_main(metrics)
+
+
+def _score(
+    found: Iterator[tuple[str, np.ndarray | None, Detections]], dataset: NuScenesDataset | CocoDataset, folder: Path
+) -> CocoMetrics | NuScenesMetrics:
+    from ..data.coco import CocoDataset
+
     if isinstance(dataset, CocoDataset):
         from .coco import evaluate_detections
 
-        metrics = evaluate_detections(((token, detections) for token, _, detections in found), dataset, folder)
-    else:
-        metrics = _evaluate_rig_frames(found, dataset, folder)
-    metrics.warnings += loader.report()
-    metrics.save(folder)
-    return metrics
+        return evaluate_detections(((token, detections) for token, _, detections in found), dataset, folder)
+    return _evaluate_rig_frames(found, dataset, folder)
 
 
 def _detect(detector: Detector, batches: Iterable) -> Iterator[tuple[str, np.ndarray | None, Detections]]:

@@ -20,6 +20,7 @@ class Numbers:
         self.count = count
         self.broken = broken
         self.on_error = on_error
+        self.scenes: list[str] | None = None
 
     def __len__(self) -> int:
         return self.count
@@ -101,6 +102,24 @@ def test_processes_share_the_samples_between_them(training: bool) -> None:
     together = sorted(index for part in parts for index in part)
     assert together == list(range(10)) if not training else len(together) == len(set(together)) == 9
     assert {len(part) for part in parts} == ({3} if training else {3, 4})
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_an_evaluation_gives_whole_scenes_to_a_process(world_size: int) -> None:
+    numbers = Numbers()
+    numbers.scenes = ["a", "a", "a", "b", "c", "c", "b", "d", "d", "d"]
+    parts = [
+        indices(passing(build_loader(numbers, PIXELS, 2, rank=rank, world_size=world_size)))
+        for rank in range(world_size)
+    ]
+    assert sorted(index for part in parts for index in part) == list(range(10))
+    homes = [{numbers.scenes[index] for index in part} for part in parts]
+    assert sum(map(len, homes)) == 4  # no scene is in two processes
+    for part in parts:
+        for scene in "abcd":
+            own = [index for index in part if numbers.scenes[index] == scene]
+            assert own == sorted(own)
+    assert max(map(len, parts)) <= {1: 10, 2: 6, 3: 5, 5: 3}[world_size]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
