@@ -18,6 +18,7 @@ from .data.index_file import describe_faults
 from .data.loader import build_loader
 from .detector import Detector
 from .evaluation import Metrics, evaluate, require_metric
+from .files import write_text
 from .interruption import GO_ON, Interrupted, StopSignals
 from .models import build_criterion, build_model
 from .models.recomputation import recompute_blocks
@@ -78,7 +79,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     steps_per_epoch = len(loader) // settings.accumulate
     if main:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.yaml").write_text(yaml.safe_dump(config.to_dict(), sort_keys=False))
+        write_text(run / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(train_data.class_names)).to(device)

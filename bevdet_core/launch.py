@@ -56,7 +56,7 @@ def start(settings: TrainConfig | None = None) -> Accelerator:
         raise LaunchError("train.precision fp16 needs a GPU; on a CPU choose no, bf16 or auto")
     if AcceleratorState._shared_state:  # of an earlier run in this process, whose precision may have been another one
         AcceleratorState._reset_state()
-    # Every model uses every parameter in every step; statistics of batch norms are shared when an evaluation needs them.
+    # Every model uses every parameter in every step; statistics of batch norms are shared before an evaluation.
     parallel = DistributedDataParallelKwargs(find_unused_parameters=False, broadcast_buffers=False)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is not in older versions
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # costs one copy

@@ -35,10 +35,11 @@ def gather(item: Item) -> list[Item]:
 
 def from_main(item: Item | None) -> Item:
     """The item of the main process; what the others hand in is left aside. Every process must call this."""
-    items = [item]
+    items: list[Item | None] = [item]
     if _together():
         distributed.broadcast_object_list(items, src=0)
-    return items[0]  # type: ignore[return-value]
+    assert items[0] is not None  # the main process has one
+    return items[0]
 
 
 def mean(values: Tensor) -> Tensor:

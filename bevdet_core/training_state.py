@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -99,7 +100,7 @@ class TrainingState:
             training |= {f"model/{name}": t for name, t in weights.items()}
             training["averaged"] = self.average.n_averaged
             weights = self.average.module.state_dict()
-        progress = {"step": self.step, **self._pace}
+        progress: dict[str, Any] = {"step": self.step, **self._pace}
         if self.scaler is not None:
             progress["scaler"] = self.scaler.state_dict()
         return Checkpoint(weights, self.config.to_dict(), self.class_names, training, progress)

@@ -2,20 +2,22 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
+from nursery import wait_until
 
-from bevdet_core import Detector, checkpoint
+from bevdet_core import Detector, checkpoint, engine
 from bevdet_core.checkpoint import CheckpointError
 from bevdet_core.config import Config, TrainConfig, load_config
 from bevdet_core.data.rig import write_frame
 from bevdet_core.engine import train
 from bevdet_core.matching import LossError
+from bevdet_core.models import build_criterion
 from bevdet_core.optimization import learning_rate
 from bevdet_core.runlog import read_log
 
@@ -88,25 +90,111 @@ def test_an_existing_run_is_not_overwritten(finished, synthetic_root):
     assert (finished[0] / "model.safetensors").read_bytes() == before
 
 
-def test_a_killed_run_resumes_to_the_same_weights(finished, synthetic_root, tmp_path):
+@pytest.fixture(scope="module")
+def long_run(synthetic_root, nursery, tmp_path_factory):
+    """The command of a run of twenty steps, and the folder of one that nothing has interrupted."""
+    folder = tmp_path_factory.mktemp("long")
+    config = settings(synthetic_root, train__epochs=5, train__workers=1, model__dropout=0.2)
+    (folder / "long.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    command = ["train", folder / "long.yaml", "--run"]
+    child = nursery.start([*command, folder / "whole"])
+    assert child.wait() == 0, child.told()
+    return command, folder / "whole"
+
+
+def last_step(run: Path) -> int:
+    found = checkpoint.training_checkpoints(run / "checkpoints")
+    return int(found[-1].stem.removeprefix("step-")) if found else 0
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same weights to the bit, and every step once in the log."""
+    ours, theirs = (checkpoint.load(run / "model.safetensors").weights for run in (one, other))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+    steps = [line["step"] for line in read_log(other / "log.jsonl") if "loss" in line]
+    assert steps == list(range(1, len(steps) + 1))
+
+
+def test_a_run_that_is_killed_ten_times_ends_with_the_same_weights(long_run, nursery, tmp_path):
+    command, whole = long_run
     run = tmp_path / "killed"
-    (tmp_path / "small.yaml").write_text((finished[0] / "config.yaml").read_text())
-    command = [sys.executable, "-m", "bevdet_core.cli", "train", str(tmp_path / "small.yaml"), "--run", str(run)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while len(checkpoint.training_checkpoints(run / "checkpoints")) < 2:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    train(settings(synthetic_root), run, resume=True, quiet=True)
-    whole, resumed = (checkpoint.load(folder / "model.safetensors").weights for folder in (finished[0], run))
-    assert whole.keys() == resumed.keys()
-    for name in whole:
-        assert torch.equal(whole[name], resumed[name]), name
-    steps = [line["step"] for line in read_log(run / "log.jsonl") if "loss" in line]
-    assert steps == sorted(set(steps))
+    rng = np.random.default_rng(1)
+    for step in sorted(rng.choice(20, 10, replace=False).tolist()):
+        child = nursery.start([*command, run, "--resume"])
+        wait_until(lambda run=run, step=step: last_step(run) >= step, child)
+        time.sleep(rng.uniform(0, 0.15))  # anywhere in a step, in its checkpoint, or at the start of the run
+        assert child.poll() is None, child.told()
+        os.kill(child.pid, signal.SIGKILL)
+        assert child.wait() == -signal.SIGKILL
+    child = nursery.start([*command, run, "--resume"])
+    assert child.wait() == 0, child.told()
+    assert_same_run(whole, run)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_asked_to_stop_leaves_a_checkpoint(long_run, nursery, tmp_path, number, status):
+    command, whole = long_run
+    run = tmp_path / "stopped"
+    words = [*command, run, "--train.checkpoint_steps=0"]  # one after each epoch of four steps, but for the signal
+    child = nursery.start(words)
+    wait_until(lambda: len(read_log(run / "log.jsonl")) >= 5 if (run / "log.jsonl").exists() else False, child)
+    child.kill(number)
+    assert child.wait() == status, child.told()
+    done = len(read_log(run / "log.jsonl"))
+    assert f"stopped after step {done}; --resume" in child.told()
+    assert "Traceback" not in child.told()
+    assert last_step(run) == done
+    child = nursery.start([*words, "--resume"])
+    assert child.wait() == 0, child.told()
+    assert_same_run(whole, run)
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_the_last_checkpoint(long_run, nursery, tmp_path):
+    command, whole = long_run
+    run = tmp_path / "full"
+    child = nursery.start([*command, run])
+    wait_until(lambda: last_step(run) >= 2, child)
+    child.kill(signal.SIGKILL)
+    child.wait()
+    before = last_step(run)
+    child = nursery.start([*command, run, "--resume"], limits={"RLIMIT_FSIZE": 1_000_000})
+    assert child.wait() == 1, child.told()
+    assert "cannot write the checkpoint" in child.told()
+    assert "Traceback" not in child.told()
+    assert last_step(run) == before
+    assert not list((run / "checkpoints").glob(".*"))
+    child = nursery.start([*command, run, "--resume"])
+    assert child.wait() == 0, child.told()
+    assert_same_run(whole, run)
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_training(synthetic_root, nursery, tmp_path):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings(synthetic_root).to_dict()))
+    child = nursery.start(["train", tmp_path / "small.yaml", "--run", "/proc/run"])
+    assert child.wait() == 1
+    assert "/proc/run" in child.told()
+    assert "Traceback" not in child.told()
+
+
+def test_two_deterministic_runs_are_equal_to_the_bit(synthetic_root, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(engine, "build_criterion", lambda c: _watched(build_criterion(c), seen))
+    config = settings(synthetic_root, train__deterministic=True, train__epochs=1, model__dropout=0.2)
+    for name in ("one", "two"):
+        train(config, tmp_path / name, quiet=True)
+    assert seen == [True] * 8
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert_same_run(tmp_path / "one", tmp_path / "two")
+
+
+def _watched(criterion, seen):
+    def watched(*arguments):
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return criterion(*arguments)
+
+    return watched
 
 
 def test_resume_passes_over_a_damaged_checkpoint(finished, synthetic_root, tmp_path, capsys):

@@ -26,7 +26,11 @@ class SampleDataset(Protocol):
 
     transform: Transform  # applied to each sample, with a generator of its own
     on_error: Literal["raise", "skip"]  # what happens at a sample that cannot be used
-    scenes: Sequence[object] | None  # of each sample, where samples of one scene follow each other in time
+
+    @property
+    def scenes(self) -> Sequence[object] | None:
+        """The scene of each sample, where samples of one scene follow each other in time."""
+        ...
 
     def __len__(self) -> int: ...
 

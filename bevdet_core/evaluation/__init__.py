@@ -87,13 +87,14 @@ def evaluate(
     if processes.count() > 1:
         place = {token: number for number, token in enumerate(dataset.tokens)}
         found = iter(sorted(itertools.chain(*processes.gather(list(found))), key=lambda item: place[item[0]]))
-    metrics = _score(found, dataset, folder) if processes.is_main() else None
+    metrics: CocoMetrics | NuScenesMetrics | None = _score(found, dataset, folder) if processes.is_main() else None
     # The loader knows what it has skipped when it has been read to its end, which scoring does.
     skipped = [line for report in processes.gather(loader.report()) for line in report]
     if metrics is not None:
         metrics.warnings += skipped
         metrics.save(folder)
-    return processes.from_main(metrics)
+    shared: Metrics = processes.from_main(metrics)
+    return shared
 
 
 def _score(

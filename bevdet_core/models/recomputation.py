@@ -22,7 +22,7 @@ def recompute_blocks(model: nn.Module) -> int:
     """
     blocks = list(_blocks(model))
     for block in blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return len(blocks)
 
 
