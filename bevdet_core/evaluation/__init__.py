@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from ..data.nuscenes import NuScenesDataset
     from ..detections import Detections
     from ..detector import Detector
-    from .coco import CocoMetrics
     from .nuscenes import NuScenesMetrics
 
 
 class Metrics(Protocol):
     """The outcome of an evaluation."""
+
+    warnings: list[str]
 
     def summary(self) -> Mapping[str, float]:
         """The headline numbers by name."""
@@ -31,6 +32,10 @@ class Metrics(Protocol):
 
     def print(self) -> None:
         """Show all numbers in the terminal."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write `metrics.json` and `pr_curves.png` into a folder."""
         ...
 
 
@@ -87,19 +92,18 @@ def evaluate(
     if processes.count() > 1:
         place = {token: number for number, token in enumerate(dataset.tokens)}
         found = iter(sorted(itertools.chain(*processes.gather(list(found))), key=lambda item: place[item[0]]))
-    metrics: CocoMetrics | NuScenesMetrics | None = _score(found, dataset, folder) if processes.is_main() else None
+    metrics: Metrics | None = _score(found, dataset, folder) if processes.is_main() else None
     # The loader knows what it has skipped when it has been read to its end, which scoring does.
     skipped = [line for report in processes.gather(loader.report()) for line in report]
     if metrics is not None:
         metrics.warnings += skipped
         metrics.save(folder)
-    shared: Metrics = processes.from_main(metrics)
-    return shared
+    return processes.from_main(metrics)
 
 
 def _score(
     found: Iterator[tuple[str, np.ndarray | None, Detections]], dataset: NuScenesDataset | CocoDataset, folder: Path
-) -> CocoMetrics | NuScenesMetrics:
+) -> Metrics:
     from ..data.coco import CocoDataset
 
     if isinstance(dataset, CocoDataset):
