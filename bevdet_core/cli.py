@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments[:1])
     try:
-        VERBS[chosen.verb](arguments[1:])
+        return VERBS[chosen.verb](arguments[1:]) or 0
     except UsageError as error:
         print(f"bevdet {chosen.verb}: {error}", file=sys.stderr)
         return 2
@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(f"\nbevdet {chosen.verb}: {told}", file=sys.stderr)
         return getattr(request, "exit_code", 130)
-    return 0
 
 
 def train(argv: list[str]) -> None:
@@ -194,13 +193,31 @@ def synthesize(argv: list[str]) -> None:
     print(f"written: {options.out}")
 
 
-VERBS: dict[str, Callable[[list[str]], None]] = {
+def doctor(argv: list[str]) -> int:
+    """Say what works on this machine, and which command makes the rest work"""
+    parser = _parser("doctor", doctor, settings=False)
+    parser.add_argument("--json", action="store_true", help="the report as JSON")
+    options = parser.parse_args(argv)
+    import json
+
+    from .doctor import examine
+
+    report = examine()
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=1))
+    else:
+        report.print()
+    return 0 if report.healthy else 1
+
+
+VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
     "visualize": visualize,
     "convert": convert,
     "synthesize": synthesize,
+    "doctor": doctor,
 }
 
 
