@@ -34,6 +34,12 @@ def decode(codes: Tensor) -> Tensor:
     return torch.stack([x, y, z, log_w.exp(), log_l.exp(), log_h.exp(), torch.atan2(sin, cos), vx, vy], -1)
 
 
+def with_centres(codes: Tensor, centres: Tensor) -> Tensor:
+    """Codes [..., 10] with their centres replaced by (x, y, z) [..., 3]."""
+    (x, y, z), (_, _, log_w, log_l, _, *rest) = centres.unbind(-1), codes.unbind(-1)
+    return torch.stack([x, y, log_w, log_l, z, *rest], -1)
+
+
 def corners(boxes: Tensor) -> Tensor:
     """The eight corners [..., 8, 3] of boxes [..., 7 or 9], in metres; order: see CORNER_SIGNS and EDGES."""
     signs = boxes.new_tensor(CORNER_SIGNS)  # [8, 3]

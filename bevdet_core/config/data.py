@@ -35,8 +35,10 @@ class RigAugmentConfig:
 
     Args:
         resize: range of the factor on top of the input size.
-        crop: crop the resized image back to the input size at a random (True) or at the central-bottom (False) place.
+        crop: crop the resized image back to the input size, always at the bottom: at a random place along x (True), or
+            in the middle (False).
         flip: probability of mirroring each image left to right.
+        same: draw factor, place and mirroring once for all cameras of a frame (as PETR does), not for each by itself.
         photometric: probability of changing brightness, contrast, saturation, hue.
         grid_mask: probability of blanking a grid of squares.
         mirror: probability of mirroring the whole scene left to right: images, cameras and objects.
@@ -47,6 +49,7 @@ class RigAugmentConfig:
     resize: tuple[float, float] = (1.0, 1.0)
     crop: bool = False
     flip: float = 0.0
+    same: bool = False
     photometric: float = 0.5
     grid_mask: float = 0.7
     mirror: float = 0.0

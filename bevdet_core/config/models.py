@@ -60,7 +60,7 @@ class BackboneConfig:
 
 @dataclass(frozen=True)
 class Detr3dLossConfig:
-    """Weights of the matching costs and of the loss terms of DETR3D.
+    """Weights of the matching costs and of the loss terms of DETR3D and PETR.
 
     Args:
         class_cost: focal class cost of the matcher.
@@ -88,7 +88,7 @@ class Detr3dConfig:
         name: the detector.
         pixels: normalisation and padding of the images.
         backbone: the image network.
-        num_cameras: cameras of the rig.
+        num_cameras: cameras that a rig may have; each has weights of its own.
         num_levels: feature levels of the FPN, from the first of the backbone's out_stages on.
         embed_dim: width of queries and feature maps.
         num_queries: objects that a frame can have.
@@ -132,7 +132,7 @@ class BevFormerConfig:
         name: the detector.
         pixels: normalisation and padding of the images.
         backbone: the image network.
-        num_cameras: cameras of the rig.
+        num_cameras: cameras that a rig may have; each has weights of its own.
         num_levels: feature levels of the FPN, from the first of the backbone's out_stages on.
         embed_dim: width of cells, queries and feature maps.
         bev_shape: (rows, columns) of the bird's-eye view, which covers `pc_range`.
@@ -197,6 +197,63 @@ class BevFormerConfig:
             raise ConfigError(
                 f"model.spatial_points = {self.spatial_points} must be a multiple of model.pillar_points = "
                 f"{self.pillar_points}: every anchor gets as many samples"
+            )
+
+
+@dataclass(frozen=True)
+class PetrConfig:
+    """PETR (Liu et al., ECCV 2022).
+
+    Args:
+        name: the detector.
+        pixels: normalisation and padding of the images.
+        backbone: the image network.
+        fpn: read the finest level of a feature pyramid over the backbone's out_stages ("p4"); without it, the first of
+            them as it is ("c5" with out_stages [4]).
+        embed_dim: width of queries and tokens.
+        num_queries: objects that a frame can have.
+        num_layers: decoder layers.
+        num_heads: heads of all attention layers.
+        ffn_dim: hidden width of the feed-forward layers.
+        dropout: rate in the decoder, while training.
+        num_depths: points along the ray of every cell that tell where it looks.
+        depth_start: depth of the first in metres; the last comes close to the end of position_range along x.
+        position_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that these points are told apart in.
+        pc_range: likewise, that anchors and centres cover.
+        post_center_range: detections with a centre outside are dropped.
+        max_detections: the best (query, class) pairs kept per frame.
+        score_threshold: detections below are dropped.
+        perspective: see `Detr3dConfig`.
+        loss: matching costs and loss weights.
+    """
+
+    name: Literal["petr"] = "petr"
+    pixels: PixelConfig = field(default_factory=PixelConfig)
+    backbone: BackboneConfig = field(default_factory=lambda: BackboneConfig(out_stages=(3, 4)))
+    fpn: bool = True
+    embed_dim: int = 256
+    num_queries: int = 900
+    num_layers: int = 6
+    num_heads: int = 8
+    ffn_dim: int = 2048
+    dropout: float = 0.1
+    num_depths: int = 64
+    depth_start: float = 1.0
+    position_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    pc_range: Range3d = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
+    post_center_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
+    max_detections: int = 300
+    score_threshold: float = 0.0
+    perspective: bool = False
+    loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
+
+    def __post_init__(self) -> None:
+        if self.embed_dim % 4:
+            raise ConfigError(f"model.embed_dim of PETR must be a multiple of 4, got {self.embed_dim}")
+        if self.num_depths < 1 or not 0 < self.depth_start < self.position_range[3]:
+            raise ConfigError(
+                f"model.num_depths must be at least 1 and model.depth_start lie between 0 and the range's "
+                f"{self.position_range[3]} m, got {self.num_depths} and {self.depth_start}"
             )
 
 
@@ -354,10 +411,11 @@ class DeformableDetrConfig:
             raise ConfigError("model.two_stage needs model.refine: proposals are boxes that the decoder corrects")
 
 
-RigModelConfig = Detr3dConfig | BevFormerConfig
+RigModelConfig = Detr3dConfig | PetrConfig | BevFormerConfig  # detectors of rig frames
 ModelConfig = RigModelConfig | DetrConfig | DeformableDetrConfig
 MODELS = {
     "detr3d": Detr3dConfig,
+    "petr": PetrConfig,
     "bevformer": BevFormerConfig,
     "detr": DetrConfig,
     "deformable_detr": DeformableDetrConfig,

@@ -23,7 +23,7 @@ def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
         return Compose(resize)
     augment = config.augment
     if augment.resize != (1.0, 1.0) or augment.flip or augment.crop:
-        resize = [RandomResizeCropFlip(config.input_size, augment.resize, augment.crop, augment.flip)]
+        resize = [RandomResizeCropFlip(config.input_size, augment.resize, augment.crop, augment.flip, augment.same)]
     steps = [*resize]
     if augment.photometric:
         steps.append(PhotometricDistortion(augment.photometric))
@@ -63,39 +63,43 @@ class ResizeTo:
 
 
 class RandomResizeCropFlip:
-    """Resize every image by its own random factor, crop it to one size, mirror it or not.
+    """Resize every image by a random factor, crop it to one size, mirror it or not.
 
     A window that reaches beyond a small image shows the mean colour there.
 
     Args:
         size: (height, width) of the outcome; a factor of 1 resizes to this width. None: that of each image.
         factor: range of the factor.
-        crop: the window lies at a random place (True), or centred along x and at the bottom (False).
+        crop: the window lies at a random place along x (True), or in the middle (False); always at the bottom.
         flip: probability of mirroring left to right.
+        same: draw once for all images, instead of once for each.
     """
 
-    def __init__(self, size: tuple[int, int] | None, factor: tuple[float, float], crop: bool, flip: float) -> None:
+    def __init__(
+        self, size: tuple[int, int] | None, factor: tuple[float, float], crop: bool, flip: float, same: bool = False
+    ) -> None:
         self.size = size
         self.factor = factor
         self.crop = crop
         self.flip = flip
+        self.same = same
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         images, cameras = [], []
-        for n, image in enumerate(sample.images):
+        draws = rng.random((len(sample.images), 3))  # for the factor, the place and the mirroring of each image
+        if self.same:
+            draws[:] = draws[0]
+        for n, (image, draw) in enumerate(zip(sample.images, draws, strict=True)):
             size = self.size or image.shape[:2]
-            scale = rng.uniform(*self.factor) * size[1] / image.shape[1]
+            low, high = self.factor
+            scale = (low + draw[0] * (high - low)) * size[1] / image.shape[1]
             scaled = (round(image.shape[0] * scale), round(image.shape[1] * scale))
-            spare = scaled[0] - size[0], scaled[1] - size[1]
-            place = rng.uniform(size=2)  # drawn in any case: an image's draws do not depend on the sizes before it
-            if self.crop:
-                top, left = (round(p * s) for p, s in zip(place, spare, strict=True))
-            else:
-                top, left = spare[0], round(spare[1] / 2)
-            window = (left, top, size[1], size[0])
+            spare = scaled[1] - size[1]
+            left = round(max(spare, 0) * draw[1]) if self.crop else round(spare / 2)
+            window = (left, scaled[0] - size[0], size[1], size[0])
             out = _resample(image, scaled, window)
             matrix = _resize_matrix(image, scaled, window)
-            if rng.random() < self.flip:
+            if draw[2] < self.flip:
                 out = np.ascontiguousarray(out[:, ::-1])
                 matrix = np.array([[-1.0, 0, size[1]], [0, 1, 0], [0, 0, 1]]) @ matrix
             images.append(out)

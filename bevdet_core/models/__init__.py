@@ -18,6 +18,7 @@ from ..config import (
     Detr3dConfig,
     DetrConfig,
     ModelConfig,
+    PetrConfig,
     RigModelConfig,
 )
 from ..losses import BoxL1Loss, CardinalityError, ClassError, FocalLoss, GIoULoss, SetCriterion, SoftmaxLoss
@@ -32,6 +33,7 @@ from .detr3d import Detr3d, Detr3dHead
 from .heads import MLP, deformable_heads
 from .neck import FPN, LevelProjection
 from .perspective import PerspectiveHead
+from .petr import Petr, PetrHead
 from .position import LearnedPositionEmbedding, SinePositionEmbedding
 from .proposals import ProposalGenerator
 from .resnet import ResNet, load_backbone_weights
@@ -56,6 +58,8 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
         return build_detr(config, num_classes, backbone)
     if isinstance(config, DeformableDetrConfig):
         return build_deformable_detr(config, num_classes, backbone)
+    if isinstance(config, PetrConfig):
+        return build_petr(config, num_classes, backbone)
     neck = FPN(backbone.out_channels, config.embed_dim, config.num_levels)
     limits = (config.post_center_range, config.max_detections, config.score_threshold)
     if isinstance(config, BevFormerConfig):
@@ -123,6 +127,30 @@ def build_deformable_detr(config: DeformableDetrConfig, num_classes: int, backbo
 def build_position(kind: Literal["sine", "learned"], dim: int, centred: bool) -> nn.Module:
     """The position embedding of a 2D detector; see `SinePositionEmbedding`."""
     return SinePositionEmbedding(dim, centred) if kind == "sine" else LearnedPositionEmbedding(dim)
+
+
+def build_petr(config: PetrConfig, num_classes: int, backbone: ResNet) -> Petr:
+    """PETR on a backbone; see `build_model`."""
+    neck = FPN(backbone.out_channels, config.embed_dim, 1) if config.fpn else nn.Identity()
+    channels = config.embed_dim if config.fpn else backbone.out_channels[0]
+    head = PetrHead(
+        num_classes=num_classes,
+        in_channels=channels,
+        embed_dim=config.embed_dim,
+        num_queries=config.num_queries,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        ffn_dim=config.ffn_dim,
+        dropout=config.dropout,
+        num_depths=config.num_depths,
+        depth_start=config.depth_start,
+        position_range=config.position_range,
+        pc_range=config.pc_range,
+    )
+    perspective = PerspectiveHead(channels, num_classes) if config.perspective else None
+    return Petr(
+        backbone, neck, head, perspective, config.post_center_range, config.max_detections, config.score_threshold
+    )
 
 
 def build_detr3d_head(config: Detr3dConfig, num_classes: int) -> Detr3dHead:

@@ -12,7 +12,7 @@ from bevdet_ops import multi_camera_deformable_attention
 
 from .. import boxes3d
 from ..geometry import locate_in_images
-from ..structures import ImageBatch, Predictions
+from ..structures import CameraRig, ImageBatch, Predictions
 from .cameras import calibration, camera_features, check_features
 from .heads import inverse_sigmoid, top_predictions
 from .perspective import PerspectiveHead
@@ -168,7 +168,7 @@ class Detr3d(nn.Module):
         self,
         backbone: nn.Module,
         neck: nn.Module,
-        head: Detr3dHead,
+        head: nn.Module,
         perspective: PerspectiveHead | None = None,
         post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
         max_detections: int = 300,
@@ -185,14 +185,18 @@ class Detr3d(nn.Module):
         Raises:
             ValueError: the batch has no calibration, or more cameras than the head.
         """
-        rig = calibration(batch, "DETR3D")
+        rig = calibration(batch, type(self).__name__.upper())
         features = camera_features(self.backbone, self.neck, batch, rig.hidden)
-        size = (batch.images.shape[-2], batch.images.shape[-1])
-        predictions = self.head(features, rig.lidar2img, size, rig.hidden)
+        predictions = self.read(features, batch, rig)
         if self.perspective is not None and self.training and batch.targets is not None:
+            size = (batch.images.shape[-2], batch.images.shape[-1])
             cells = self.perspective(features[0], rig.lidar2img, size, batch.targets, rig.hidden)
             predictions.paired = {"perspective": cells}
         return predictions
+
+    def read(self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig) -> Predictions:
+        """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l]."""
+        return self.head(features, rig.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]), rig.hidden)
 
     def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The detections of each frame, best first.

@@ -16,14 +16,12 @@ class FPN(nn.Module):
     Args:
         in_channels: of the backbone's feature maps, fine to coarse.
         out_channels: of every level.
-        num_levels: levels returned. Those beyond the backbone's maps are made from the coarsest output by
-            3x3 convolutions of stride 2, with a ReLU before each but the first.
+        num_levels: levels returned, from the finest on. Those beyond the backbone's maps are made from the coarsest
+            output by 3x3 convolutions of stride 2, with a ReLU before each but the first.
     """
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, num_levels: int) -> None:
         super().__init__()
-        if num_levels < len(in_channels):
-            raise ValueError(f"{len(in_channels)} feature maps do not fit in num_levels = {num_levels} levels")
         self.lateral_convs = nn.ModuleList(nn.Conv2d(channels, out_channels, 1) for channels in in_channels)
         self.output_convs = nn.ModuleList(
             nn.Conv2d(out_channels, out_channels, 3, stride=1 if level < len(in_channels) else 2, padding=1)
@@ -38,7 +36,7 @@ class FPN(nn.Module):
         merged = [conv(f) for conv, f in zip(self.lateral_convs, features, strict=True)]
         for fine in range(len(merged) - 2, -1, -1):
             merged[fine] = merged[fine] + F.interpolate(merged[fine + 1], size=merged[fine].shape[-2:])
-        outputs = [conv(f) for conv, f in zip(self.output_convs, merged, strict=False)]
+        outputs = [conv(f) for conv, f in zip(self.output_convs, merged, strict=False)]  # as many as both have
         for extra, conv in enumerate(self.output_convs[len(merged) :]):
             outputs.append(conv(outputs[-1].relu() if extra else outputs[-1]))
         return outputs

@@ -22,6 +22,12 @@ def class_head(dim: int, num_classes: int) -> nn.Sequential:
     )
 
 
+def in_metres(places: Tensor, pc_range: Tensor) -> Tensor:
+    """Points [..., 3] in [0, 1] of a range (x0, y0, z0, x1, y1, z1) -> metres."""
+    low, high = pc_range[:3], pc_range[3:]
+    return places * (high - low) + low
+
+
 class BoxQueryHead(nn.Module):
     """Learned queries with a 3D reference point each; every layer of a decoder moves it (DETR3D, BEVFormer).
 
@@ -78,8 +84,7 @@ class BoxQueryHead(nn.Module):
             with torch.autocast(query.device.type, enabled=False):
                 code = box_head(query.to(reference.dtype))
                 refined = (code[..., [0, 1, 4]] + inverse_sigmoid(reference)).sigmoid()
-            x, y, z = self.to_metres(refined).unbind(-1)
-            boxes.append(torch.stack([x, y, code[..., 2], code[..., 3], z, *code[..., 5:].unbind(-1)], -1))
+            boxes.append(boxes3d.with_centres(code, self.to_metres(refined)))
             logits.append(class_head(query))
             hidden.append(query)
             reference = refined.detach()
@@ -90,5 +95,4 @@ class BoxQueryHead(nn.Module):
 
     def to_metres(self, reference: Tensor) -> Tensor:
         """Points [..., 3] in [0, 1] of the range -> metres."""
-        low, high = self.pc_range[:3], self.pc_range[3:]
-        return reference * (high - low) + low
+        return in_metres(reference, self.pc_range)

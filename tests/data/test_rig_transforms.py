@@ -185,6 +185,24 @@ def test_a_window_beyond_the_image_shows_the_mean_colour() -> None:
     assert (out.images[0][:20] == (124, 116, 104)).all()
 
 
+def test_the_window_lies_at_the_bottom_and_anywhere_along_x() -> None:
+    image = np.zeros((100, 200, 3), np.uint8)
+    image[..., 0], image[..., 1] = np.arange(200), np.arange(100)[:, None]
+    transform = RandomResizeCropFlip((40, 100), (2.0, 2.0), crop=True, flip=0)
+    corners = {tuple(transform(Sample([image]), np.random.default_rng(i)).images[0][0, 0, :2]) for i in range(20)}
+    assert {row for _, row in corners} == {60}
+    assert len({column for column, _ in corners}) > 10
+
+
+def test_one_draw_can_serve_all_cameras() -> None:
+    images = [np.random.default_rng(0).integers(0, 256, (50, 100, 3), dtype=np.uint8)] * 3
+    for same in (True, False):
+        transform = RandomResizeCropFlip((40, 80), (0.9, 1.5), crop=True, flip=0.5, same=same)
+        outs = [transform(Sample(images), np.random.default_rng(i)).images for i in range(3)]
+        assert all((out[0] == out[1]).all() and (out[0] == out[2]).all() for out in outs) == same
+        assert (outs[0][0] != outs[1][0]).any()
+
+
 def test_objects_outside_an_area_are_left_out() -> None:
     sample = rig_sample()
     assert sample.targets is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 import torch.nn.functional as F
 
@@ -28,6 +27,11 @@ def test_as_many_levels_as_maps():
     assert [tuple(f.shape) for f in FPN([4], 6, 1)([torch.zeros(1, 4, 3, 3)])] == [(1, 6, 3, 3)]
 
 
-def test_fewer_levels_than_maps_are_refused():
-    with pytest.raises(ValueError, match="2 feature maps do not fit in num_levels = 1"):
-        FPN([4, 8], 6, 1)
+def test_fewer_levels_than_maps_are_the_finest():
+    torch.manual_seed(0)
+    neck = FPN([4, 8], 6, 1)
+    fine, coarse = torch.randn(2, 4, 4, 6), torch.randn(2, 8, 2, 3)
+    (level,) = neck([fine, coarse])
+    merged = neck.lateral_convs[0](fine) + neck.lateral_convs[1](coarse).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(level, neck.output_convs[0](merged))
+    assert len(neck.output_convs) == 1  # none that nothing would ever train
