@@ -19,6 +19,7 @@ from .data.images import pixels_of, read_image
 from .data.rig import read_frame
 from .detections import Detections
 from .models import build_model
+from .models.bev_memory import BevMemory
 from .structures import ImageBatch, Sample, collate
 
 Input = str | Path | Image.Image | np.ndarray | Sample
@@ -75,7 +76,22 @@ class Detector:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    def predict(self, inputs: Input | Sequence[Input], threshold: float = 0.0, batch_size: int = 1):
+    def new_memory(self) -> BevMemory | None:
+        """A memory of frames for `detect` and `predict`; None for a detector that looks at each frame alone."""
+        make = getattr(self.model, "new_memory", None)
+        return make() if make is not None else None
+
+    def stream(self) -> Stream:
+        """Detect in frame after frame of a live rig, with what came before in mind."""
+        return Stream(self)
+
+    def predict(
+        self,
+        inputs: Input | Sequence[Input],
+        threshold: float = 0.0,
+        batch_size: int = 1,
+        memory: BevMemory | None = None,
+    ):
         """Detect objects.
 
         Args:
@@ -84,6 +100,8 @@ class Detector:
                 of a JSON file (see `data.rig`).
             threshold: detections with a lower score are left out.
             batch_size: inputs that go through the network at once.
+            memory: the inputs are frames in the order of time, and each sees what came before; without one every input
+                stands alone.
 
         Returns:
             `Detections` of the input, or a list of them: boxes in pixels of the (upright) image, or in metres of
@@ -93,23 +111,35 @@ class Detector:
             ValueError: an input that cannot be read, or does not fit this detector; the message names it.
         """
         if isinstance(inputs, (str, Path, Image.Image, np.ndarray, Sample)):
-            return self.predict([inputs], threshold, batch_size)[0]
+            return self.predict([inputs], threshold, batch_size, memory)[0]
         prepare = inference_transform(self.config.data)
         results: list[Detections] = []
         for start in range(0, len(inputs), batch_size):
             samples = [self._read(item) for item in inputs[start : start + batch_size]]
             batch, _ = collate([prepare(sample) for sample in samples], self.config.model.pixels)
-            results += self.detect(batch, samples)
+            results += self.detect(batch, samples, memory)
         return [found.above(threshold) for found in results]
 
     @torch.inference_mode()
-    def detect(self, batch: ImageBatch, samples: Iterable[Sample | None] | None = None) -> list[Detections]:
-        """Run the network on a prepared batch; `samples` are kept in the detections, to be drawn on."""
+    def detect(
+        self,
+        batch: ImageBatch,
+        samples: Iterable[Sample | None] | None = None,
+        memory: BevMemory | None = None,
+    ) -> list[Detections]:
+        """Run the network on a prepared batch.
+
+        Args:
+            batch: the frames or images.
+            samples: are kept in the detections, to be drawn on.
+            memory: see `predict`.
+        """
         was_training = self.model.training
         self.model.eval()
         try:
             batch = batch.to(self.device)
-            decoded: list[tuple[Tensor, Tensor, Tensor]] = self.model.decode(self.model(batch), batch)  # type: ignore[operator]
+            predictions = self.model(batch) if memory is None else self.model(batch, memory)
+            decoded: list[tuple[Tensor, Tensor, Tensor]] = self.model.decode(predictions, batch)  # type: ignore[operator]
         finally:
             self.model.train(was_training)
         samples = samples if samples is not None else [None] * len(decoded)
@@ -142,6 +172,37 @@ class Detector:
                 "image at a time"
             )
         return sample
+
+
+class Stream:
+    """A live rig: each frame sees those before it.
+
+    A frame of another scene, or one that comes more than `model.history_gap` seconds after the last, starts anew. The
+    rig may change between frames: what is remembered lies in the lidar's frame, not in a camera's. Detectors that look
+    at each frame alone give what `Detector.predict` gives.
+
+    Example:
+        >>> stream = detector.stream()                        # doctest: +SKIP
+        >>> for frame in frames:                              # doctest: +SKIP
+        ...     detections = stream.predict(frame, threshold=0.3)
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        self._detector = detector
+        self._memory = detector.new_memory()
+
+    def predict(self, frame: Input, threshold: float = 0.0) -> Detections:
+        """Detect objects in the next frame; see `Detector.predict`.
+
+        Raises:
+            ValueError: the frame cannot be read, does not fit the detector, is no later than the one before, or has no
+                pose (`lidar2global`). The stream is as if it had not come.
+        """
+        return self._detector.predict([frame], threshold, memory=self._memory)[0]
+
+    def reset(self) -> None:
+        """Forget all frames."""
+        self._memory = self._detector.new_memory()
 
 
 def _checked(pixels: np.ndarray) -> np.ndarray:

@@ -118,7 +118,8 @@ def render_scene(
     positions = _scene_positions(dataset, scene)
     times = [dataset.time(position) for position in positions]
     samples = (dataset[position] for position in track(positions, "rendering"))
-    pairs = ((sample, None if detector is None else detector.predict(sample, threshold)) for sample in samples)
+    stream = None if detector is None else detector.stream()
+    pairs = ((sample, None if stream is None else stream.predict(sample, threshold)) for sample in samples)
     moments = follow(pairs, dataset.class_names, threshold)
     if out.suffix == ".rrd":
         return write_recording(moments, out)

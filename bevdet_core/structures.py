@@ -108,7 +108,7 @@ class CameraRig:
 
     def to(self, device: torch.device | str) -> CameraRig:
         moved = (getattr(self, f.name) for f in fields(self))
-        return CameraRig(*(None if t is None else t.to(device, non_blocking=True) for t in moved))
+        return CameraRig(*(None if t is None else t.to(device, non_blocking=True) for t in moved))  # type: ignore[arg-type]
 
 
 @dataclass

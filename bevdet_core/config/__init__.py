@@ -32,6 +32,7 @@ from .models import (
     PixelConfig,
     Range3d,
     RigModelConfig,
+    queue_length,
 )
 from .training import TrainConfig
 
@@ -63,5 +64,6 @@ __all__ = [
     "RigModelConfig",
     "TrainConfig",
     "load_config",
+    "queue_length",
     "settings_parser",
 ]

@@ -420,3 +420,8 @@ MODELS = {
     "detr": DetrConfig,
     "deformable_detr": DeformableDetrConfig,
 }
+
+
+def queue_length(model: ModelConfig) -> int:
+    """Frames of a training sample: 1 for detectors that look at each frame alone."""
+    return model.queue_length if isinstance(model, BevFormerConfig) else 1

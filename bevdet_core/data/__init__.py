@@ -13,15 +13,21 @@ if TYPE_CHECKING:
     from .nuscenes import NuScenesDataset
 
 
-def build_dataset(config: DataConfig, training: bool) -> NuScenesDataset | CocoDataset:
-    """The training split, augmented, or the validation split of a data set."""
+def build_dataset(config: DataConfig, training: bool, queue_length: int = 1) -> NuScenesDataset | CocoDataset:
+    """The training split, augmented, or the validation split of a data set.
+
+    Args:
+        config: what to read.
+        training: which of the two.
+        queue_length: frames of a training sample, see `NuScenesDataset`; images have no history.
+    """
     if isinstance(config, CocoConfig):
         from .coco import CocoDataset
 
         return CocoDataset(config, training)
     from .nuscenes import NuScenesDataset
 
-    return NuScenesDataset(config, config.train_split if training else config.val_split, training)
+    return NuScenesDataset(config, config.train_split if training else config.val_split, training, queue_length)
 
 
 def class_names(config: DataConfig) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ Draw = tuple[int, int, int]  # epoch, place in the epoch, index into the data se
 class SampleDataset(Protocol):
     """What the loader needs of a data set."""
 
-    transform: Transform  # applied to each sample, with a generator of its own
+    transform: Transform  # applied to each sample, with a generator of its own; may raise `SampleError` too
     on_error: Literal["raise", "skip"]  # what happens at a sample that cannot be used
 
     @property
@@ -201,6 +201,7 @@ class _Draws(Dataset):
         while True:
             try:
                 sample = self.dataset[index]
+                return self.dataset.transform(sample, np.random.default_rng([self.seed, epoch, place])), broken
             except SampleError as error:
                 broken.append(_Broken(index, str(error)))
                 if not self.substitute:
@@ -208,8 +209,6 @@ class _Draws(Dataset):
                 if len(broken) == min(MAX_BROKEN_IN_A_ROW, len(self.dataset)):
                     raise SampleError(f"{len(broken)} broken samples in a row, the last: {error}") from error
                 index = (index + 1) % len(self.dataset)
-            else:
-                return self.dataset.transform(sample, np.random.default_rng([self.seed, epoch, place])), broken
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:

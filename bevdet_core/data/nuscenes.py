@@ -16,6 +16,7 @@ from .images import SampleError, read_image
 from .index_file import SKIPPING, describe_faults
 from .nuscenes_index import open_index
 from .rig_transforms import rig_transform
+from .transforms import Compose, DrawHistory, Transform
 
 
 class NuScenesDataset(Dataset[Sample]):
@@ -28,6 +29,8 @@ class NuScenesDataset(Dataset[Sample]):
         config: what to read.
         split: a split by name, or scene names or sample tokens separated by commas.
         training: augment in `transform`, and resample the frames if `config.cbgs`.
+        queue_length: in training, `transform` also gives each sample earlier frames of its scene; see `DrawHistory`.
+            1: none.
 
     Attributes:
         index: the tables.
@@ -43,7 +46,7 @@ class NuScenesDataset(Dataset[Sample]):
         SampleError: the tables have broken records and `config.on_error` is "raise".
     """
 
-    def __init__(self, config: NuScenesConfig, split: str, training: bool = False) -> None:
+    def __init__(self, config: NuScenesConfig, split: str, training: bool = False, queue_length: int = 1) -> None:
         self.config = config
         self.on_error = config.on_error
         self.root = Path(config.root)
@@ -59,7 +62,9 @@ class NuScenesDataset(Dataset[Sample]):
         if training and config.cbgs:
             self.rows = self._balanced_rows()
         self.scenes = self.index.sample_scene[self.rows].tolist()
-        self.transform = rig_transform(config, training)
+        self.transform: Transform = rig_transform(config, training)
+        if training and queue_length > 1:
+            self.transform = Compose([DrawHistory(self._earlier, queue_length), self.transform])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,6 +76,16 @@ class NuScenesDataset(Dataset[Sample]):
             SampleError: an image is missing or damaged, or a record of the sample is.
         """
         row = int(self.rows[position])
+        sample = self._frame(row)
+        return sample.replace(targets=self.targets(position)) if self.index.annotated else sample
+
+    def _earlier(self, sample: Sample, steps: int) -> Sample | None:
+        """The key frame so many steps before another in its scene, without its objects."""
+        row = self.index.rows[sample.token] - steps
+        return self._frame(row) if row >= 0 and self.index.scene(row) == sample.scene else None
+
+    def _frame(self, row: int) -> Sample:
+        """A key frame without its objects."""
         index, token = self.index, self.index.token(row)
         if not np.isfinite(index.lidar2global[row]).all():
             raise SampleError(f"sample {token!r} has no complete lidar key frame in table sample_data")
@@ -82,11 +97,11 @@ class NuScenesDataset(Dataset[Sample]):
         return Sample(
             images,
             [index.camera(row, channel) for channel in self.config.cameras],
-            self.targets(position) if index.annotated else None,
-            token,
-            index.lidar2global[row].copy(),
-            self.time(position),
-            self.scene(position),
+            token=token,
+            lidar2global=index.lidar2global[row].copy(),
+            timestamp=index.time(row),
+            scene=index.scene(row),
+            lidar2ego=np.linalg.inv(index.ego2global[row]) @ index.lidar2global[row],
         )
 
     def scene(self, position: int) -> str:
@@ -95,7 +110,7 @@ class NuScenesDataset(Dataset[Sample]):
 
     def time(self, position: int) -> float:
         """The time of a sample in seconds, without its images."""
-        return 1e-6 * float(self.index.timestamp[self.rows[position]])
+        return self.index.time(int(self.rows[position]))
 
     def targets(self, position: int) -> Targets:
         """The objects of a sample, without its images."""

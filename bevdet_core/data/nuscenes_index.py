@@ -115,6 +115,10 @@ class NuScenesIndex:
         """The name of the scene of a sample."""
         return self.scenes[self.sample_scene[row]]
 
+    def time(self, row: int) -> float:
+        """When a sample was taken, in seconds."""
+        return 1e-6 * float(self.timestamp[row])
+
     def box_rows(self, row: int) -> slice:
         """Where the annotations of a sample lie in the box arrays."""
         return slice(int(self.box_start[row]), int(self.box_start[row + 1]))

@@ -13,22 +13,34 @@ from .. import boxes3d
 from ..config import NuScenesConfig
 from ..geometry import rotation_about_z
 from ..structures import Camera, Sample
-from .transforms import MEAN_COLOUR, Compose, GridMask, PhotometricDistortion, Transform
+from .transforms import (
+    MEAN_COLOUR,
+    Compose,
+    EachFrame,
+    GridMask,
+    PhotometricDistortion,
+    Transform,
+    over_frames,
+)
 
 
 def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
-    """How the frames of a data set are prepared for the network: augmented in training, resized alone otherwise."""
+    """How the frames of a data set are prepared for the network: augmented in training, resized alone otherwise.
+
+    What changes images is drawn for each frame of a sample's history anew; what changes the scene is the same in all.
+    """
     resize: list[Transform] = [] if config.input_size is None else [ResizeTo(config.input_size)]
     if not training:
-        return Compose(resize)
+        return EachFrame(Compose(resize))
     augment = config.augment
     if augment.resize != (1.0, 1.0) or augment.flip or augment.crop:
         resize = [RandomResizeCropFlip(config.input_size, augment.resize, augment.crop, augment.flip, augment.same)]
-    steps = [*resize]
+    images = [*resize]
     if augment.photometric:
-        steps.append(PhotometricDistortion(augment.photometric))
+        images.append(PhotometricDistortion(augment.photometric))
     if augment.grid_mask:
-        steps.append(GridMask(augment.grid_mask))
+        images.append(GridMask(augment.grid_mask))
+    steps: list[Transform] = [EachFrame(Compose(images))]
     if augment.mirror:
         steps.append(MirrorScene(augment.mirror))
     if augment.rotation or augment.scale != (1.0, 1.0):
@@ -121,8 +133,9 @@ class MirrorScene:
         self.probability = probability
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        if rng.random() >= self.probability:
-            return sample
+        return over_frames(self._mirrored, sample) if rng.random() < self.probability else sample
+
+    def _mirrored(self, sample: Sample) -> Sample:
         across = np.diag([-1.0, 1, 1, 1])  # mirrors x, of the lidar frame and of a camera alike
         images = [np.ascontiguousarray(image[:, ::-1]) for image in sample.images]
         cameras, targets, lidar2global = sample.cameras, sample.targets, sample.lidar2global
@@ -161,6 +174,9 @@ class TurnAndScaleScene:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         old2new = np.eye(4)
         old2new[:3, :3] = rotation_about_z(rng.uniform(-self.rotation, self.rotation)) * rng.uniform(*self.scale)
+        return over_frames(lambda frame: self._moved(frame, old2new), sample)
+
+    def _moved(self, sample: Sample, old2new: np.ndarray) -> Sample:
         cameras, targets, lidar2global = sample.cameras, sample.targets, sample.lidar2global
         if cameras is not None:
             cameras = [replace(camera, camera2lidar=old2new @ camera.camera2lidar) for camera in cameras]

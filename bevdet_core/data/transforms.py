@@ -37,6 +37,45 @@ class Compose:
         return sample
 
 
+def over_frames(change: Callable[[Sample], Sample], sample: Sample) -> Sample:
+    """One change of a sample and of every earlier frame that it carries."""
+    return change(sample).replace(history=[change(frame) for frame in sample.history])
+
+
+class EachFrame:
+    """A transform of a sample and of its earlier frames, each with draws of its own.
+
+    Args:
+        transform: for a single frame.
+    """
+
+    def __init__(self, transform: Transform) -> None:
+        self.transform = transform
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return over_frames(lambda frame: self.transform(frame, rng), sample)
+
+
+class DrawHistory:
+    """Give a sample earlier frames of its scene: of the last few, all but a random one, as BEVFormer does.
+
+    Leaving one out varies the time between the frames.
+
+    Args:
+        earlier: (sample, steps) -> the frame so many steps before it, or None before the beginning of its scene.
+        queue_length: frames with the sample itself; the others are drawn from so many before it.
+    """
+
+    def __init__(self, earlier: Callable[[Sample, int], Sample | None], queue_length: int) -> None:
+        self.earlier = earlier
+        self.queue_length = queue_length
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        steps = np.sort(1 + rng.permutation(self.queue_length)[1:])[::-1]
+        frames = [self.earlier(sample, int(step)) for step in steps]
+        return sample.replace(history=[frame for frame in frames if frame is not None])
+
+
 class PhotometricDistortion:
     """Random brightness, contrast, saturation, hue and order of the channels, drawn for each image by itself.
 

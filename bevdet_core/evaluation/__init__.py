@@ -114,11 +114,12 @@ def _score(
 
 
 def _detect(detector: Detector, batches: Iterable) -> Iterator[tuple[str, np.ndarray | None, Detections]]:
-    """Token, lidar2global [4, 4] where it is known, and detections of each sample."""
+    """Token, lidar2global [4, 4] where it is known, and detections of each sample, scene after scene."""
+    memory = detector.new_memory()
     for batch, _ in batches:
         known = batch.rig is not None and batch.rig.lidar2global is not None
         poses = batch.rig.lidar2global.numpy() if known else [None] * len(batch.tokens)
-        yield from zip(batch.tokens, poses, detector.detect(batch), strict=True)
+        yield from zip(batch.tokens, poses, detector.detect(batch, memory=memory), strict=True)
 
 
 def _evaluate_rig_frames(

@@ -168,7 +168,10 @@ class Oracle:
         self.class_names = class_names
         self.config = SimpleNamespace(model=SimpleNamespace(pixels=PixelConfig()))
 
-    def detect(self, batch) -> list[Detections]:
+    def new_memory(self) -> None:
+        return None
+
+    def detect(self, batch, memory=None) -> list[Detections]:
         out = []
         for token in batch.tokens:
             targets = self.dataset[self.dataset.tokens.index(token)].targets
@@ -233,7 +236,9 @@ def test_results_of_a_test_split_are_written_for_the_server(root: Path, tmp_path
     dataset = CocoDataset(config)
     found = Detections(torch.tensor([0.5]), torch.tensor([1]), torch.tensor([[1.0, 2, 4, 8]]), tuple(NAMES.values()))
     detector = SimpleNamespace(
-        config=SimpleNamespace(model=SimpleNamespace(pixels=PixelConfig())), detect=lambda batch: [found]
+        config=SimpleNamespace(model=SimpleNamespace(pixels=PixelConfig())),
+        new_memory=lambda: None,
+        detect=lambda batch, memory: [found],
     )
     with pytest.raises(ValueError, match=r"no annotations: upload .*results\.json"):
         evaluate(detector, dataset, tmp_path / "out", quiet=True)

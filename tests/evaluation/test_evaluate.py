@@ -20,7 +20,10 @@ class Oracle:
         self.dataset = dataset
         self.config = SimpleNamespace(model=SimpleNamespace(pixels=PixelConfig()))
 
-    def detect(self, batch) -> list[Detections]:
+    def new_memory(self) -> None:
+        return None
+
+    def detect(self, batch, memory=None) -> list[Detections]:
         assert batch.images.shape[1:3] == (6, 3)
         out = []
         for token in batch.tokens:
