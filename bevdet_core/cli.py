@@ -137,6 +137,7 @@ def visualize(argv: list[str]) -> None:
 
 def convert(argv: list[str]) -> None:
     """Bring official weights into this library, and back"""
+    from .convert.box_code import CONVENTIONS
     from .convert.release import BACKBONE, RELEASES
 
     parser = _parser("convert", convert)
@@ -147,6 +148,13 @@ def convert(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="file to write (.safetensors, or .pth with --to)")
     parser.add_argument("--config", type=Path, help="YAML file with the settings; default: what the weights tell")
     parser.add_argument("--classes", type=Path, help="text file with the class names, one a line, in label order")
+    parser.add_argument(
+        "--box_convention",
+        choices=CONVENTIONS,
+        help="boxes of a 3D release: old (mmdet3d before 1.0: w, l, h and yaw = -ours - pi / 2), new (from 1.0 on: "
+        "l, w, h and our yaw), mixed (new sizes, old yaw); default: old for detr3d, petr and bevformer; for mmdet3d "
+        "what its projects have: new of DETR3D, mixed of PETR",
+    )
     options, overrides = _parse(parser, argv)
     if options.origin is None and options.target is None:
         raise UsageError("name the release: --from for weights to bring in, --to for weights to bring out")
@@ -155,7 +163,7 @@ def convert(argv: list[str]) -> None:
     from .convert.release import convert as convert_file
 
     names = options.classes.read_text().splitlines() if options.classes else None
-    settings = (options.config, overrides, names)
+    settings = (options.config, overrides, names, options.box_convention)
     print(convert_file(options.checkpoint, options.out, options.origin, options.target, *settings))
 
 

@@ -41,12 +41,17 @@ class Layout:
         """Our state dict with an official one's values.
 
         Raises:
-            CheckpointError: keys that the release does not have, or of which a part is missing, by name.
+            CheckpointError: keys that the release does not have, of which a part is missing, or that should repeat
+                another tensor and do not, by name.
         """
         out: dict[str, Tensor] = {}
         parts: dict[str, dict[str, Tensor]] = {}
         unknown = []
         passed_over = (*self.ignored, *(copy for copy, _ in self.copies))
+        for key, tensor in state_dict.items():
+            source = _rename(key, self.copies)
+            if source is not None and source in state_dict and not torch.equal(tensor, state_dict[source]):
+                raise CheckpointError(f"{key} differs from {source}, which a {self.release} checkpoint repeats there")
         # A file without repetitions may hold either of two names.
         originals = {_rename(key, self.copies) or key: tensor for key, tensor in state_dict.items()}
         for key, tensor in (originals | dict(state_dict)).items():

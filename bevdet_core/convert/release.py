@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -22,27 +24,40 @@ from ..config import (
     Detr3dConfig,
     DetrConfig,
     ModelConfig,
+    PetrConfig,
     load_config,
 )
 from ..models import build_model
 from ..weights import read_weights
 from . import hf_config, infer, load_official
-from .bevformer import BEVFORMER
+from .bevformer import bevformer
+from .box_code import BoxConvention
 from .coco_names import COCO_91
 from .deformable_detr import deformable_detr, hf_deformable_detr
 from .detr import DETR, HF_DETR
-from .detr3d import DETR3D
+from .detr3d import detr3d
 from .layout import Layout
+from .nuscenes_names import RELEASE_CLASSES
+from .petr import petr
 
 BACKBONE = "torchvision-resnet"
-# release -> (kind of detector, key under which its files hold the state dict)
-RELEASES: dict[str, tuple[type, str | None]] = {
-    "deformable-detr": (DeformableDetrConfig, "model"),
-    "detr": (DetrConfig, "model"),
-    "hf-deformable-detr": (DeformableDetrConfig, None),
-    "hf-detr": (DetrConfig, None),
-    "detr3d": (Detr3dConfig, "state_dict"),
-    "bevformer": (BevFormerConfig, "state_dict"),
+# release -> (kinds of detectors, key under which its files hold the state dict)
+RELEASES: dict[str, tuple[tuple[type, ...], str | None]] = {
+    "deformable-detr": ((DeformableDetrConfig,), "model"),
+    "detr": ((DetrConfig,), "model"),
+    "hf-deformable-detr": ((DeformableDetrConfig,), None),
+    "hf-detr": ((DetrConfig,), None),
+    "detr3d": ((Detr3dConfig,), "state_dict"),
+    "petr": ((PetrConfig,), "state_dict"),
+    "bevformer": ((BevFormerConfig,), "state_dict"),
+    "mmdet3d": ((Detr3dConfig, PetrConfig), "state_dict"),
+}
+# The 3D releases, with the convention of their boxes: that of mmdet3d before 1.0, or what its projects have since.
+CONVENTIONS: dict[str, dict[type, BoxConvention]] = {
+    "detr3d": {Detr3dConfig: "old"},
+    "petr": {PetrConfig: "old"},
+    "bevformer": {BevFormerConfig: "old"},
+    "mmdet3d": {Detr3dConfig: "new", PetrConfig: "mixed"},
 }
 # What the weights of a release ask for, unless somebody says otherwise.
 ASKED_FOR: dict[str, dict[str, Any]] = {"bevformer": {"model.release_quirks": True}}
@@ -50,19 +65,32 @@ ASKED_FOR: dict[str, dict[str, Any]] = {"bevformer": {"model.release_quirks": Tr
 TRAINING_ONLY = ("denoising.", "perspective.")
 
 
-def layout_of(release: str, config: ModelConfig) -> Layout:
+def layout_of(release: str, config: ModelConfig, box_convention: BoxConvention | None = None) -> Layout:
     """How a release stores a detector.
 
+    Args:
+        release: one of `RELEASES`.
+        config: the detector.
+        box_convention: of the boxes that a 3D detector regresses, see `box_code`; default: see `CONVENTIONS`.
+
     Raises:
-        ConfigError: the release has no such detector.
+        ConfigError: the release has no such detector, or its boxes no such convention.
     """
-    kind = RELEASES[release][0]
-    if not isinstance(config, kind):
-        raise ConfigError(f"{release} weights need a {kind.__name__}, the settings are a {type(config).__name__}")
+    kinds = RELEASES[release][0]
+    if not isinstance(config, kinds):
+        names = " or a ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(f"{release} weights need a {names}, the settings are a {type(config).__name__}")
+    if release in CONVENTIONS:
+        convention = box_convention or CONVENTIONS[release][type(config)]
+        if isinstance(config, PetrConfig):
+            return petr(config.num_layers, convention)
+        return (detr3d if isinstance(config, Detr3dConfig) else bevformer)(convention)
+    if box_convention is not None:
+        raise ConfigError(f"{release} weights have 2D boxes: a convention of 3D boxes does not apply")
     if release in ("deformable-detr", "hf-deformable-detr"):
         build = deformable_detr if release == "deformable-detr" else hf_deformable_detr
         return build(cast(DeformableDetrConfig, config))
-    return {"detr": DETR, "hf-detr": HF_DETR, "detr3d": DETR3D, "bevformer": BEVFORMER}[release]
+    return {"detr": DETR, "hf-detr": HF_DETR}[release]
 
 
 def from_release(
@@ -71,6 +99,7 @@ def from_release(
     settings: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    box_convention: BoxConvention | None = None,
 ) -> Checkpoint:
     """Read a checkpoint of an official release.
 
@@ -79,7 +108,9 @@ def from_release(
         release: one of `RELEASES`.
         settings: YAML file with the settings; default: what the file tells. Those of 3D detectors tell nothing.
         overrides: dotted settings on top.
-        class_names: in the order of the labels; default: what the file or the settings tell, or else COCO's by raw id.
+        class_names: in the order of the labels; default: what the file or the settings tell, or else COCO's by raw id,
+            of 3D detectors those of nuScenes in the order that releases have them.
+        box_convention: see `layout_of`.
 
     Raises:
         CheckpointError: the file cannot be read, or what is in it does not fit; names say what.
@@ -87,8 +118,9 @@ def from_release(
     """
     path = _weights_file(Path(source))
     weights = read_weights(path)
-    config, count, names = _settings(path, release, weights, settings)
-    config = load_config(config.to_dict(), ASKED_FOR.get(release, {}) | dict(overrides or {}))
+    overrides = ASKED_FOR.get(release, {}) | dict(overrides or {})
+    config, count, names = _settings(path, release, weights, settings, overrides)
+    config = load_config(config.to_dict(), overrides)
     names = tuple(class_names) if class_names is not None else names
     if names is None:
         names = COCO_91 if count == 91 else tuple(f"class {i}" for i in range(count))
@@ -96,13 +128,20 @@ def from_release(
         raise ConfigError(f"{path} tells {count} classes apart, but {len(names)} class names are given")
     if release == "hf-deformable-detr":
         weights = _with_tied_heads(weights, config.model)
+    if release in CONVENTIONS:  # data are read with the labels of the weights
+        config = replace(config, data=replace(config.data, classes=names))
     model = build_model(config.model, count, pretrained=False)
-    load_official(model, weights, layout_of(release, config.model), str(path))
+    load_official(model, weights, layout_of(release, config.model, box_convention), str(path))
     return Checkpoint(model.state_dict(), config.to_dict(), names)
 
 
-def to_release(saved: Checkpoint, release: str) -> dict[str, Tensor]:
+def to_release(saved: Checkpoint, release: str, box_convention: BoxConvention | None = None) -> dict[str, Tensor]:
     """The official state dict of one of our checkpoints.
+
+    Args:
+        saved: the checkpoint.
+        release: one of `RELEASES`.
+        box_convention: see `layout_of`.
 
     Raises:
         ConfigError: the release has no such detector.
@@ -110,7 +149,7 @@ def to_release(saved: Checkpoint, release: str) -> dict[str, Tensor]:
     """
     config = load_config(saved.config).model
     weights = {name: t for name, t in saved.weights.items() if not name.startswith(TRAINING_ONLY)}
-    official = layout_of(release, config).to_official(weights)
+    official = layout_of(release, config, box_convention).to_official(weights)
     return {key: tensor for key, tensor in official.items() if not key.endswith("num_batches_tracked")}
 
 
@@ -133,6 +172,7 @@ def convert(
     settings: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
     class_names: Sequence[str] | None = None,
+    box_convention: BoxConvention | None = None,
 ) -> str:
     """Convert a file; returns a line that says what came out.
 
@@ -144,6 +184,7 @@ def convert(
         settings: see `from_release`.
         overrides: likewise.
         class_names: likewise.
+        box_convention: see `layout_of`; of the release that is read, or else of the one that is written.
 
     Raises:
         CheckpointError: see `from_release` and `to_release`.
@@ -152,11 +193,11 @@ def convert(
     if origin == BACKBONE:
         return _convert_backbone(source, out)
     if origin is None:
-        saved = checkpoint.load(source)
+        saved, written = checkpoint.load(source), box_convention
     else:
-        saved = from_release(source, origin, settings, overrides, class_names)
+        saved, written = from_release(source, origin, settings, overrides, class_names, box_convention), None
     if target is not None:
-        state_dict = to_release(saved, target)
+        state_dict = to_release(saved, target, written)
         write_release(state_dict, target, out)
         return f"{len(state_dict)} tensors in the layout of {target}: {out}"
     checkpoint.save(out, saved)
@@ -185,12 +226,14 @@ def _weights_file(source: Path) -> Path:
 
 
 def _settings(
-    path: Path, release: str, weights: Mapping[str, Tensor], settings: Path | None
+    path: Path, release: str, weights: Mapping[str, Tensor], settings: Path | None, overrides: Mapping[str, Any]
 ) -> tuple[Config, int, tuple[str, ...] | None]:
     """Settings, number of classes, and class names if anything tells them."""
     if settings is not None:
-        config = load_config(settings)
+        config = load_config(settings, overrides)
         names = config.data.classes
+        if release in CONVENTIONS and not ("data.classes" in overrides or _names_classes(settings)):
+            names = RELEASE_CLASSES
         if names is None:
             raise ConfigError(f"{settings}: data.classes must name the classes of {path}, in the order of its labels")
         return config, len(names), tuple(names)
@@ -204,12 +247,17 @@ def _settings(
             count = len(labels)
             names = tuple(_unique(i, labels[str(i)]) for i in range(count))
         return Config(build(arguments), CocoConfig()), count, names
-    if release in ("detr3d", "bevformer"):
+    if release in CONVENTIONS:
         raise ConfigError(
             f"{release} files do not tell their settings: name a configuration, such as --config FILE.yaml"
         )
     model, count = (infer.deformable_detr if release == "deformable-detr" else infer.detr)(weights)
     return Config(model, CocoConfig()), count, None
+
+
+def _names_classes(settings: Path) -> bool:
+    """Whether a settings file names the classes itself; the default is the order of the data set."""
+    return "classes" in (yaml.safe_load(settings.read_text()).get("data") or {})
 
 
 def _hf_arguments(path: Path) -> dict[str, Any]:

@@ -235,6 +235,8 @@ def load_backbone_weights(backbone: ResNet, weights: Mapping[str, Tensor], origi
     for prefix in ("backbone.", "img_backbone."):
         if any(name.startswith(prefix) for name in weights):
             weights = {n.removeprefix(prefix): t for n, t in weights.items() if n.startswith(prefix)}
+    # Files from before mmcv 1.0 have the offsets of deformable convolutions beside the convolution, not within.
+    weights = {name.replace(".conv2_offset.", ".conv2.conv_offset."): tensor for name, tensor in weights.items()}
     own = backbone.state_dict()
     # A frozen norm has no counter of batches; files may or may not hold one.
     optional = {n: t for n, t in own.items() if n.endswith("num_batches_tracked") or ".conv_offset." in n}
