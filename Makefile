@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 # A detector from nothing: render a world, train on it, score it on scenes that it has not seen, draw what it finds.
 demo: $(VENV)/demo.stamp
@@ -16,6 +16,10 @@ test: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+# What takes hours in place of minutes to find: thousands of damaged files, and the like.
+soak: $(VENV)/dev.stamp
+	$(BIN)/pytest -m soak
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

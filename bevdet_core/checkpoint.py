@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from .documents import DocumentError, is_text, parse_json, shown
 from .files import PART, written_aside
 
 FORMAT = 1
@@ -85,20 +86,32 @@ def load(path: str | Path, training: bool = False) -> Checkpoint:
                 )
             names = [name for name in file.keys() if training or not name.startswith(TRAIN)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
-        document = json.loads(metadata[KEY])
-        if document["format"] != FORMAT:
-            raise CheckpointError(f"{path}: checkpoint format {document['format']}; this version reads {FORMAT}")
-        return Checkpoint(
-            {name: t for name, t in tensors.items() if not name.startswith(TRAIN)},
-            document["config"],
-            tuple(document["class_names"]),
-            {name.removeprefix(TRAIN): t for name, t in tensors.items() if name.startswith(TRAIN)},
-            document["progress"],
-        )
+        document = _checked(parse_json(metadata[KEY]))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a complete safetensors file: {error}") from error
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: damaged metadata: {error!r}") from error
+    except DocumentError as error:
+        raise CheckpointError(f"{path}: damaged metadata: {error}") from error
+    return Checkpoint(
+        {name: t for name, t in tensors.items() if not name.startswith(TRAIN)},
+        document["config"],
+        tuple(document["class_names"]),
+        {name.removeprefix(TRAIN): t for name, t in tensors.items() if name.startswith(TRAIN)},
+        document["progress"],
+    )
+
+
+def _checked(document: Any) -> dict[str, Any]:
+    """The metadata document, if it has all its parts; raises `DocumentError` otherwise."""
+    parts = {"config": dict, "class_names": list, "progress": dict}
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        found = document.get("format") if isinstance(document, dict) else document
+        raise DocumentError(f"checkpoint format {shown(found)}; this version reads {FORMAT}")
+    for name, kind in parts.items():
+        if not isinstance(document.get(name), kind):
+            raise DocumentError(f"no {name}, or of the wrong kind: {shown(document.get(name))}")
+    if not document["class_names"] or not all(map(is_text, document["class_names"])):
+        raise DocumentError(f"class names must be one or more texts, got {shown(document['class_names'])}")
+    return document
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -> None:
@@ -114,6 +127,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         f"  {name}: shape {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
         for name in own
         if name in weights and weights[name].shape != own[name].shape
+    ]
+    problems += [
+        f"  {name}: {weights[name].dtype}, the model has {own[name].dtype}"
+        for name in own
+        if name in weights and weights[name].is_floating_point() != own[name].is_floating_point()
     ]
     if problems:
         more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
@@ -150,12 +168,21 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, training: Mapping[str, Tensor]) -> None:
-    """Put what `optimizer_tensors` gave back into an optimiser over the same parameters."""
+    """Put what `optimizer_tensors` gave back into an optimiser over the same parameters.
+
+    Raises:
+        CheckpointError: a state of other parameters; the message does not name the file.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in training.items():
         if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            state.setdefault(int(index), {})[key] = value
+            match = re.fullmatch(r"optimizer/(\d{1,9})/(\w+)", name)
+            if match is None or int(match[1]) >= len(parameters):
+                raise CheckpointError(f"{name}: not a state of this optimiser")
+            if value.dim() and value.shape != parameters[int(match[1])].shape:
+                raise CheckpointError(f"{name}: of shape {tuple(value.shape)}, its parameter has another one")
+            state.setdefault(int(match[1]), {})[match[2]] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

@@ -13,6 +13,7 @@ from rich.progress import track
 
 from .config import load_config
 from .data import build_dataset
+from .data.file_names import file_name
 from .data.nuscenes import NuScenesDataset
 from .detector import Detector
 from .visualize import draw_detections, draw_moments, draw_sample, follow, write_recording, write_video
@@ -75,7 +76,7 @@ def draw_samples(
     out.mkdir(parents=True, exist_ok=True)
     for name in samples:
         sample = dataset[_index(dataset, name)]
-        path = out / f"{sample.token}.png"
+        path = out / f"{file_name(sample.token)}.png"
         if detector is None:
             draw_sample(sample, dataset.class_names, path)
         else:

@@ -14,6 +14,7 @@ from torch.optim.swa_utils import AveragedModel
 from . import checkpoint, processes
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
+from .documents import is_integer, shown
 
 
 @dataclass
@@ -134,10 +135,12 @@ class TrainingState:
             checkpoint.load_optimizer(self.optimizer, training)
             if self.scaler is not None and "scaler" in saved.progress:
                 self.scaler.load_state_dict(saved.progress["scaler"])
-            self.step = int(saved.progress["step"])
             _set_generators(training)
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{origin}: damaged training state: {error!r}") from error
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+            raise CheckpointError(f"{origin}: damaged training state: {error}") from error
+        if not is_integer(saved.progress.get("step")) or saved.progress["step"] < 0:
+            raise CheckpointError(f"{origin}: damaged training state: step {shown(saved.progress.get('step'))}")
+        self.step = saved.progress["step"]
 
 
 def _generators() -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ def test_round_trip(tmp_path):
 
 def test_tied_weights_are_stored(tmp_path):
     tied = torch.arange(4.0)
-    checkpoint.save(tmp_path / "a.safetensors", Checkpoint({"x": tied, "y": tied}, {}, ()))
+    checkpoint.save(tmp_path / "a.safetensors", Checkpoint({"x": tied, "y": tied}, {}, ("car",)))
     back = checkpoint.load(tmp_path / "a.safetensors").weights
     assert torch.equal(back["x"], tied)
     assert torch.equal(back["y"], tied)
@@ -87,7 +87,7 @@ def test_killed_while_writing_leaves_only_complete_checkpoints(tmp_path):
         "import torch, sys; from pathlib import Path; from bevdet_core import checkpoint as c\n"
         "for step in range(100000):\n"
         "    c.save(c.step_path(Path(sys.argv[1]), step % 3), c.Checkpoint({'x': torch.full((300000,), float(step))},\n"
-        "           {}, (), {}, {'step': step}))\n"
+        "           {}, ('car',), {}, {'step': step}))\n"
         "    print(step, flush=True)\n"
     )
     for attempt in range(3):

@@ -56,6 +56,12 @@ class RigAugmentConfig:
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
 
+    def __post_init__(self) -> None:
+        for name in ("resize", "scale"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ConfigError(f"data.augment.{name} must be (smallest, largest), got {[low, high]}")
+
 
 @dataclass(frozen=True)
 class NuScenesConfig:
@@ -93,6 +99,11 @@ class NuScenesConfig:
     cbgs: bool = False
     on_error: Literal["raise", "skip"] = "raise"
     index_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "cameras"):
+            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ConfigError(f"data.{name} must name each once, got {list(getattr(self, name))}")
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import yaml
-
+from ..documents import DocumentError, first_not_finite, parse_yaml, read_text
 from .data import DATA, DataConfig, NuScenesConfig
 from .errors import ConfigError
 from .models import MODELS, Detr3dConfig, ModelConfig, RigModelConfig
+from .ranges import check_ranges
 from .training import TrainConfig
 
 
@@ -25,6 +25,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        check_ranges("model", self.model)
+        check_ranges("data", self.data)
         if isinstance(self.model, RigModelConfig) != isinstance(self.data, NuScenesConfig):
             raise ConfigError(
                 f"model.name {self.model.name!r} cannot learn from data.name {self.data.name!r}: 3D detectors need "
@@ -49,13 +51,15 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     origin = "the settings" if isinstance(source, Mapping) else str(source)
     tree = _plain(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
     for name, value in (overrides or {}).items():
-        _set(tree, name, yaml.safe_load(value) if isinstance(value, str) else value)
+        _set(tree, name, _parsed(name, value) if isinstance(value, str) else value)
     types = {
         "model": _pick("model", MODELS, tree, "detr3d", origin),
         "data": _pick("data", DATA, tree, "nuscenes", origin),
         "train": TrainConfig,
     }
     _check_names(tree, types, origin)
+    if (place := first_not_finite(tree)) is not None:
+        raise ConfigError(f"{origin}: {place} must be a finite number")
     parser = settings_parser(types)
     try:
         return Config(**vars(parser.instantiate(parser.parse_object(tree))))
@@ -77,14 +81,21 @@ def settings_parser(types: Mapping[str, type] | None = None):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = parse_yaml(read_text(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not a YAML file: {error}") from error
+    except DocumentError as error:
+        raise ConfigError(f"{path}: not a YAML file that can be used: {error}") from error
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: the configuration must be a mapping with 'model', 'data' and 'train'")
     return tree
+
+
+def _parsed(name: str, text: str) -> Any:
+    try:
+        return parse_yaml(text)
+    except DocumentError as error:
+        raise ConfigError(f"{name}: {text!r} cannot be read: {error}") from error
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:
@@ -99,7 +110,7 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
 def _pick(section: str, kinds: Mapping[str, type], tree: Mapping[str, Any], default: str, origin: str) -> type:
     content = tree.get(section, {})
     name = content.get("name", default) if isinstance(content, Mapping) else default
-    if name not in kinds:
+    if not isinstance(name, str) or name not in kinds:
         raise ConfigError(f"{origin}: {section}.name: no {section} {name!r}{_nearest(str(name), kinds)}")
     return kinds[name]
 

@@ -66,5 +66,10 @@ class TrainConfig:
         for name in (*counts, "lr", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ConfigError(f"train.{name} must not be negative, got {getattr(self, name)}")
+        for name, most in {"workers": 1000, "batch_size": 100_000, "epochs": 1_000_000}.items():
+            if getattr(self, name) > most:
+                raise ConfigError(f"train.{name} must be at most {most}, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"train.seed must lie between 0 and 2^63, got {self.seed}")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"train.ema must lie in [0, 1), got {self.ema}")

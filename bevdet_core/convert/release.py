@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +26,7 @@ from ..config import (
     PetrConfig,
     load_config,
 )
+from ..documents import DocumentError, parse_json, read_text, shown
 from ..models import build_model
 from ..weights import read_weights
 from . import hf_config, infer, load_official
@@ -263,11 +263,14 @@ def _names_classes(settings: Path) -> bool:
 def _hf_arguments(path: Path) -> dict[str, Any]:
     beside = path.parent / "config.json"
     try:
-        return json.loads(beside.read_text())
+        content = parse_json(read_text(beside))
     except FileNotFoundError:
         raise CheckpointError(f"{beside} is missing: it tells the settings of {path.name}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except DocumentError as error:
         raise CheckpointError(f"{beside}: not a JSON file: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{beside}: must be a JSON object, got {shown(content)}")
+    return content
 
 
 def _with_tied_heads(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -9,20 +9,21 @@ from __future__ import annotations
 import contextlib
 import gc
 import json
-import math
-import posixpath
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
+from ..documents import LARGE, DocumentError, is_integer, is_text, parse_json, read_bytes, shown
+from .file_names import leaves_folder
 from .images import SampleError
 from .index_file import file_stamp, index_path, open_fresh, read_index, text_column, text_of
 
+LARGEST = 1e9  # pixels; beyond it there is no picture, and products may overflow
 FORMAT = 1  # raise it whenever the content of an index changes
 
 # Outlines as lists of coordinates. Within JSON these bytes, quotes included, cannot stand anywhere but at a key.
@@ -83,7 +84,10 @@ class CocoIndex:
 
     def file_name(self, row: int) -> str:
         """The file of an image, relative to the folder of the images."""
-        return self._file_name[row].decode()
+        name = self._file_name[row].decode()
+        if leaves_folder(name):
+            raise SampleError(f"{self.path}: the file name {name!r} leads out of the folder of the images")
+        return name
 
     def box_rows(self, row: int) -> slice:
         """Where the boxes of an image lie in the box arrays."""
@@ -173,10 +177,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    text = _OUTLINE.sub(b'"segmentation":0', path.read_bytes())
     try:
-        content = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(_OUTLINE.sub(b'"segmentation":0', read_bytes(path, LARGE)), max_depth=None)
+    except DocumentError as error:
         raise SampleError(f"{path} is no JSON file, or is damaged or cut off: {error}") from None
     if not isinstance(content, dict):
         raise SampleError(f"{path} is no COCO annotation file: it must be a JSON object, not {type(content).__name__}")
@@ -187,8 +190,9 @@ def _read_categories(records: list[Any], path: Path) -> list[tuple[int, str]]:
     categories: dict[int, str] = {}
     for record in records:
         number, name = (record.get("id"), record.get("name")) if isinstance(record, dict) else (None, None)
-        if not _is_integer(number) or not isinstance(name, str) or number in categories:
-            raise SampleError(f"{path}: every category needs an integer 'id' of its own and a 'name', got {record!r}")
+        if not is_integer(number) or not is_text(name) or number in categories:
+            problem = f"every category needs an integer 'id' of its own and a 'name', got {shown(record)}"
+            raise SampleError(f"{path}: {problem}")
         categories[number] = name
     if not categories:
         raise SampleError(f"{path} lists no categories")
@@ -199,19 +203,19 @@ def _read_images(records: list[Any], faults: _Faults) -> _Images:
     images = _Images()
     for place, record in enumerate(records):
         number = record.get("id") if isinstance(record, dict) else None
-        if not _is_integer(number):
-            faults.note("image", f"number {place} of the file", f"needs an integer 'id', got {number!r}")
+        if not is_integer(number):
+            faults.note("image", f"number {place} of the file", f"needs an integer 'id', got {shown(number)}")
             continue
         file, height, width = record.get("file_name"), record.get("height") or 0, record.get("width") or 0
         problem = None
         if number in images.rows:
             problem = "its id occurs more than once"
-        elif not isinstance(file, str) or not file or "\0" in file:
-            problem = f"needs a 'file_name', got {file!r}"
-        elif _leaves_folder(file):
+        elif not is_text(file) or not 0 < len(file) <= 1024:
+            problem = f"needs a 'file_name', got {shown(file)}"
+        elif leaves_folder(file):
             problem = f"its file_name {file!r} leads out of the folder of the images"
-        elif not (_is_integer(height) and _is_integer(width) and min(height, width) >= 0):
-            problem = f"height and width must be positive integers, got {height!r} and {width!r}"
+        elif not (_is_size(height) and _is_size(width)):
+            problem = f"height and width must be positive integers, got {shown(height)} and {shown(width)}"
         if problem:
             faults.note("image", number, problem)
             images.broken.add(number)
@@ -230,14 +234,14 @@ def _read_boxes(
     for place, record in enumerate(records):
         try:
             row, label, box = images.rows.get(record["image_id"]), labels.get(record["category_id"]), record["bbox"]
-            x, y, width, height = map(float, box)
+            x, y, width, height = map(float, box if isinstance(box, list) else ())
             area = width * height if record.get("area") is None else float(record["area"])
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             row = None
         if (
             row is None
             or label is None
-            or not (width >= 0 and height >= 0 and area >= 0 and math.isfinite(x + y + width + height + area))
+            or not (width >= 0 and height >= 0 and area >= 0 and max(abs(x), abs(y), width, height, area) < LARGEST)
         ):
             number = record.get("id", f"number {place} of the file") if isinstance(record, dict) else place
             if problem := _box_problem(record, images, labels):
@@ -260,30 +264,27 @@ def _read_boxes(
 def _box_problem(record: Any, images: _Images, labels: Mapping[int, int]) -> str | None:
     """What is wrong with a broken annotation; None where it goes with an image that is broken itself."""
     if not isinstance(record, dict):
-        return f"must be a record, got {record!r}"
+        return f"must be a record, got {shown(record)}"
     for name in ("image_id", "category_id", "bbox"):
         if name not in record:
             return f"has no {name!r}"
     image, category, box = record["image_id"], record["category_id"], record["bbox"]
-    if not _is_integer(image) or image not in images.rows:
-        return None if _is_integer(image) and image in images.broken else f"its image_id {image!r} is not in 'images'"
-    if not _is_integer(category) or category not in labels:
-        return f"its category_id {category!r} is not in 'categories'"
+    if not is_integer(image) or image not in images.rows:
+        return (
+            None if is_integer(image) and image in images.broken else f"its image_id {shown(image)} is not in 'images'"
+        )
+    if not is_integer(category) or category not in labels:
+        return f"its category_id {shown(category)} is not in 'categories'"
     try:
-        numbers = [float(value) for value in box]
-    except (TypeError, ValueError):
+        numbers = [float(value) for value in box] if isinstance(box, list) else []
+    except (TypeError, ValueError, OverflowError):
         numbers = []
-    if len(numbers) != 4 or not all(map(math.isfinite, numbers)):
-        return f"its bbox must be four finite numbers (x, y, width, height), got {box!r}"
+    if len(numbers) != 4 or not all(abs(number) < LARGEST for number in numbers):
+        return f"its bbox must be four finite numbers (x, y, width, height), got {shown(box)}"
     if min(numbers[2:]) < 0:
-        return f"its bbox has a negative size: {box!r}"
-    return f"its area must be a finite number that is not negative, got {record.get('area')!r}"
+        return f"its bbox has a negative size: {shown(box)}"
+    return f"its area must be a finite number that is not negative, got {shown(record.get('area'))}"
 
 
-def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _leaves_folder(file: str) -> bool:
-    name = posixpath.normpath(file.replace("\\", "/"))  # by the rules of every system: an annotation file travels
-    return name.startswith("/") or name.split("/")[0] == ".." or bool(re.match(r"[A-Za-z]:", name))
+def _is_size(value: object) -> bool:
+    return is_integer(value) and 0 <= value < 2**31

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
+MAX_PIXELS = 2**26  # of one camera; a picture of a few kilobytes can claim to unfold to any size
+
 
 class SampleError(ValueError):
     """A sample that cannot be used: a file that is missing or damaged, a record that is incomplete or not finite.
@@ -27,13 +29,16 @@ def read_image(path: str | Path, upright: bool = False) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise SampleError(f"image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}")
             return pixels_of(image, upright)
+    except SampleError:
+        raise
     except FileNotFoundError:
         raise SampleError(f"image {path} does not exist") from None
     except UnidentifiedImageError:
         raise SampleError(f"image {path} is not an image file, or its header is damaged") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        # Pillow reports a damaged PNG chunk as a SyntaxError.
+    except Exception as error:  # Pillow reports damage and decompression bombs through many exception types
         raise SampleError(f"image {path} cannot be decoded: {error}") from error
 
 

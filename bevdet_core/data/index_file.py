@@ -113,7 +113,8 @@ def _open_if_fresh(path: Path, stamp: str, open_index: Callable[[Path], Index]) 
 
     try:
         index = open_index(path)
-    except (FileNotFoundError, SafetensorError, KeyError):  # none yet, or one of another format
+    except (FileNotFoundError, SafetensorError, KeyError, TypeError, ValueError, AttributeError):
+        # There is none yet, it has another format, or it is damaged.
         return None
     return index if index.stamp == stamp else None  # type: ignore[attr-defined]
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from .. import boxes3d
 from ..geometry import quaternion_to_matrix, yaw_of
 from ..structures import Camera
+from .file_names import leaves_folder
 from .images import SampleError
 from .index_file import file_stamp, index_path, open_fresh, read_index, text_of
 from .nuscenes_tables import FIELDS, Fault, read_tables
@@ -144,6 +145,8 @@ class NuScenesIndex:
         file = self._text["camera_file"][row, self.camera_column(channel)].decode()
         if not file:
             raise SampleError(f"sample {self.token(row)!r} has no complete {channel} key frame in table sample_data")
+        if leaves_folder(file):
+            raise SampleError(f"{self.path}: the file name {file!r} leads out of the root of the data set")
         return file
 
     def camera(self, row: int, channel: str) -> Camera:

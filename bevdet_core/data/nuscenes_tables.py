@@ -9,36 +9,82 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..documents import (
+    LARGE,
+    DocumentError,
+    is_integer,
+    is_number,
+    is_text,
+    parse_json,
+    read_text,
+    shown,
+    unique_keys,
+)
 from ..geometry import pose
+from .file_names import leaves_folder
 from .images import SampleError
 from .index_file import text_column, text_of
 
 Record = dict[str, Any]
 
-FIELDS = {  # the tables that are read, and the fields that every record of them must have
-    "attribute": {"token", "name"},
-    "calibrated_sensor": {"token", "sensor_token", "translation", "rotation", "camera_intrinsic"},
-    "category": {"token", "name"},
-    "ego_pose": {"token", "translation", "rotation"},
-    "instance": {"token", "category_token"},
-    "sample": {"token", "timestamp", "scene_token"},
+Check = Callable[[Any], bool]
+
+MAX_SENSORS = 100
+LARGEST = 1e9  # metres and the like; beyond it nothing is, and products may overflow
+
+
+def _name(value: Any) -> bool:
+    return is_text(value) and len(value) <= 512
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_name, value))
+
+
+def _whole(value: Any) -> bool:
+    return is_integer(value) and -(2**31) <= value < 2**31
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_number, value))
+
+
+def _rows(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_numbers, value))
+
+
+FIELDS: dict[str, dict[str, Check]] = {  # the tables that are read, the fields that records must have, and their kinds
+    "attribute": {"token": _name, "name": _name},
+    "calibrated_sensor": {
+        **{"token": _name, "sensor_token": _name},
+        **{"translation": _numbers, "rotation": _numbers, "camera_intrinsic": _rows},
+    },
+    "category": {"token": _name, "name": _name},
+    "ego_pose": {"token": _name, "translation": _numbers, "rotation": _numbers},
+    "instance": {"token": _name, "category_token": _name},
+    "sample": {"token": _name, "timestamp": is_integer, "scene_token": _name},
     "sample_annotation": {
-        *("token", "sample_token", "instance_token", "attribute_tokens", "translation", "size", "rotation"),
-        *("prev", "next", "num_lidar_pts", "num_radar_pts"),
+        **{"token": _name, "sample_token": _name, "instance_token": _name, "attribute_tokens": _names},
+        **{"translation": _numbers, "size": _numbers, "rotation": _numbers},
+        **{"prev": _name, "next": _name, "num_lidar_pts": _whole, "num_radar_pts": _whole},
     },
     "sample_data": {
-        *("token", "sample_token", "ego_pose_token", "calibrated_sensor_token"),
-        *("is_key_frame", "filename", "height", "width"),
+        **{"token": _name, "sample_token": _name, "ego_pose_token": _name, "calibrated_sensor_token": _name},
+        **{"is_key_frame": _flag, "filename": _name, "height": _whole, "width": _whole},
     },
-    "scene": {"token", "name"},
-    "sensor": {"token", "channel", "modality"},
+    "scene": {"token": _name, "name": _name},
+    "sensor": {"token": _name, "channel": _name, "modality": _name},
 }
 REFERENCE_SENSOR = "LIDAR_TOP"
 MAX_VELOCITY_GAP = 1.5  # seconds between the two annotations of a velocity; twice that for a central difference
@@ -74,10 +120,12 @@ def read_table(folder: Path, name: str) -> Iterator[Record]:
     """
     path = folder / f"{name}.json"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, LARGE)
     except FileNotFoundError:
         raise SampleError(f"table {path} does not exist") from None
-    decode = json.JSONDecoder().raw_decode
+    except DocumentError as error:
+        raise SampleError(f"table {path} is damaged: {error}") from None
+    decode = json.JSONDecoder(object_pairs_hook=unique_keys).raw_decode
     position = _SEPARATOR.match(text).end()  # type: ignore[union-attr]
     if text[position : position + 1] != "[":
         raise SampleError(f"table {path} must be a JSON list of records, it starts with {text[:20]!r}")
@@ -87,11 +135,23 @@ def read_table(folder: Path, name: str) -> Iterator[Record]:
             record, position = decode(text, position)
         except json.JSONDecodeError as error:
             raise SampleError(f"table {path} is damaged or cut off at character {position}: {error.msg}") from None
-        if not FIELDS[name] <= record.keys():
-            missing = ", ".join(sorted(FIELDS[name] - record.keys()))
-            raise SampleError(f"table {path}, token {record.get('token')!r}: the record has no {missing}")
+        except (RecursionError, ValueError) as error:
+            raise SampleError(f"table {path} is damaged at character {position}: {error}") from None
+        if problem := _record_problem(record, FIELDS[name]):
+            raise SampleError(f"table {path}, {problem}")
         yield record
         position = _SEPARATOR.match(text, position).end()  # type: ignore[union-attr]
+
+
+def _record_problem(record: Any, fields: Mapping[str, Check]) -> str | None:
+    if not isinstance(record, dict):
+        return f"a record must be a JSON object, got {shown(record)}"
+    if missing := sorted(fields.keys() - record.keys()):
+        return f"token {shown(record.get('token'))}: the record has no {', '.join(missing)}"
+    for name, fits in fields.items():
+        if not fits(record[name]):
+            return f"token {shown(record['token'])}: {name} cannot be {shown(record[name])}"
+    return None
 
 
 def read_tables(folder: Path) -> Arrays:
@@ -121,7 +181,12 @@ def _read_samples(folder: Path, faults: list[Fault]) -> Arrays:
     scenes = list(read_table(folder, "scene"))
     scene_rows = {record["token"]: i for i, record in enumerate(scenes)}
     found = []
+    tokens: set[str] = set()
     for record in read_table(folder, "sample"):
+        if record["token"] in tokens:
+            faults.append(Fault("sample", record["token"], "its token occurs more than once"))
+            continue
+        tokens.add(record["token"])
         if record["scene_token"] not in scene_rows:
             problem = f"its scene {record['scene_token']!r} is not in table scene"
             faults.append(Fault("sample", record["token"], problem))
@@ -144,6 +209,8 @@ def _read_frames(folder: Path, samples: Arrays, faults: list[Fault]) -> Arrays:
     A sample without a complete reference record keeps NaN poses; a camera without one keeps an empty file name.
     """
     sensors = {record["token"]: record for record in read_table(folder, "sensor")}
+    if len(sensors) > MAX_SENSORS:
+        raise SampleError(f"table {folder / 'sensor.json'} has {len(sensors)} sensors, more than {MAX_SENSORS}")
     cameras = sorted(record["channel"] for record in sensors.values() if record["modality"] == "camera")
     columns = {channel: i for i, channel in enumerate([*cameras, REFERENCE_SENSOR])}
     calibrations = {record["token"]: record for record in read_table(folder, "calibrated_sensor")}
@@ -164,8 +231,12 @@ def _read_frames(folder: Path, samples: Arrays, faults: list[Fault]) -> Arrays:
             continue
         elif record["sample_token"] not in rows:
             problem = f"its sample {record['sample_token']!r} is not in table sample"
-        elif sensor["modality"] == "camera" and np.shape(calibration["camera_intrinsic"]) != (3, 3):
+        elif sensor["modality"] == "camera" and [*map(len, calibration["camera_intrinsic"])] != [3, 3, 3]:
             problem = f"its calibration {calibration['token']!r} has no 3 x 3 camera_intrinsic"
+        elif sensor["modality"] == "camera" and not all(map(_bounded, calibration["camera_intrinsic"])):
+            problem = f"the camera_intrinsic of its calibration {calibration['token']!r} is not finite"
+        elif leaves_folder(record["filename"]):
+            problem = f"its filename {record['filename']!r} leads out of the root of the data set"
         if problem:
             faults.append(Fault("sample_data", record["token"], problem))
             continue
@@ -320,33 +391,38 @@ def _velocities(
     own = np.arange(len(tokens))
     seconds = 1e-6 * timestamp[last] - 1e-6 * timestamp[first]
     limit = np.where((first != own) & (last != own), 2 * MAX_VELOCITY_GAP, MAX_VELOCITY_GAP)
-    known = (first != last) & (seconds <= limit)
+    known = (first != last) & (seconds > 0) & (seconds <= limit)
     velocity = np.full((len(tokens), 2), np.nan)
     velocity[known] = (translation[last] - translation[first])[known, :2] / seconds[known, None]
     return velocity
 
 
 def _box_problem(record: Record, values: list[float]) -> str | None:
-    if len(values) != 10:
+    if [len(record[name]) for name in ("translation", "size", "rotation")] != [3, 3, 4]:
         return f"a box has 3 + 3 + 4 numbers for translation, size and rotation, this one has {len(values)}"
     for name in ("translation", "size", "rotation"):
-        if not np.isfinite(record[name]).all():
+        if not _bounded(record[name]):
             return f"its {name} {record[name]} is not finite"
     if min(record["size"]) <= 0:
         return f"its size {record['size']} must be positive"
-    if not any(record["rotation"]):
+    if np.linalg.norm(record["rotation"]) < 1e-9:
         return "its rotation is the zero quaternion"
     return None
 
 
 def _finite_pose(table: str, record: Record) -> np.ndarray:
+    for name, count in (("translation", 3), ("rotation", 4)):
+        if len(record[name]) != count or not _bounded(record[name]):
+            problem = f"its {name} {shown(record[name])} is not finite, or not {count} numbers"
+            raise SampleError(f"{table} {record['token']!r}: {problem}")
     try:
-        out = pose(record["rotation"], record["translation"])
+        return pose(record["rotation"], record["translation"])
     except ValueError as error:
         raise SampleError(f"{table} {record['token']!r}: {error}") from None
-    if not np.isfinite(out).all():
-        raise SampleError(f"{table} {record['token']!r}: its translation {record['translation']} is not finite")
-    return out
+
+
+def _bounded(values: Sequence[float]) -> bool:
+    return all(abs(value) < LARGEST for value in values)
 
 
 def _known_categories() -> dict[str, str | None]:
@@ -365,9 +441,19 @@ def _splits(folder: Path, scenes: Sequence[str]) -> dict[str, list[int]]:
 
     splits = create_splits_scenes()
     if (folder / "splits.json").is_file():
-        splits |= json.loads((folder / "splits.json").read_text())
+        splits |= _own_splits(folder / "splits.json")
     rows = {name: i for i, name in enumerate(scenes)}
     return {split: sorted(rows[name] for name in names if name in rows) for split, names in splits.items()}
+
+
+def _own_splits(path: Path) -> dict[str, list[str]]:
+    try:
+        splits = parse_json(read_text(path, LARGE))
+    except DocumentError as error:
+        raise SampleError(f"{path} is damaged: {error}") from None
+    if not isinstance(splits, dict) or not all(map(_names, splits.values())):
+        raise SampleError(f"{path} must map names of splits to lists of scene names")
+    return splits
 
 
 def _strings(column: np.ndarray) -> list[str]:

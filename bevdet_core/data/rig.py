@@ -13,7 +13,8 @@
       "timestamp": 1532402927.6
     }
 
-`image` is relative to the file. `intrinsic` is 3x3, in pixels. `camera2lidar` is 4x4, in metres: it takes points of the
+`image` is relative to the file and lies beside it or in a folder below: a frame that somebody sends cannot name
+pictures elsewhere. `intrinsic` is 3x3, in pixels. `camera2lidar` is 4x4, in metres: it takes points of the
 camera (x right, y down, z forward) to the frame in which boxes are wanted (x right, y forward, z up at nuScenes). Where
 cameras fire at different times and the rig moves, it includes the motion. `lidar2global` and `timestamp` (seconds) are
 optional. A rig has any number of cameras.
@@ -22,14 +23,20 @@ optional. A rig has any number of cameras.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..documents import DocumentError, is_number, is_text, parse_json, read_text, shown
 from ..structures import Camera, Sample
+from .file_names import file_name, leaves_folder
 from .images import read_image
+
+MAX_CAMERAS = 100
+LARGEST = 1e9  # metres or pixels; beyond it there is no calibration, and an inverse may overflow
 
 
 def read_frame(path: str | Path) -> Sample:
@@ -41,28 +48,33 @@ def read_frame(path: str | Path) -> Sample:
     """
     path = Path(path)
     try:
-        frame = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: not a JSON file: {error}") from error
+        frame = parse_json(read_text(path))
+    except DocumentError as error:
+        raise ValueError(f"{path}: not a JSON file that can be used: {error}") from error
     entries = frame.get("cameras") if isinstance(frame, dict) else None
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path}: a frame needs 'cameras', a list of mappings with at least one camera")
+    if len(entries) > MAX_CAMERAS:
+        raise ValueError(f"{path}: {len(entries)} cameras, more than {MAX_CAMERAS}")
     cameras, images = [], []
     for number, entry in enumerate(entries):
         where = f"{path}: cameras[{number}]"
         unknown = set(entry) - {"name", "image", "intrinsic", "camera2lidar"}
         if unknown:
             raise ValueError(f"{where}: unknown entries {sorted(unknown)}")
-        if not isinstance(entry.get("image"), str):
-            raise ValueError(f"{where}: 'image' must be a file name")
+        image, name = entry.get("image"), entry.get("name", f"camera {number}")
+        if not is_text(image) or not image or leaves_folder(image):
+            raise ValueError(f"{where}: 'image' must be a file name in the folder of the frame, got {shown(image)}")
+        if not is_text(name):
+            raise ValueError(f"{where}: 'name' must be a text, got {shown(name)}")
         intrinsic = _matrix(entry, "intrinsic", 3, where)
         camera2lidar = _matrix(entry, "camera2lidar", 4, where)
-        cameras.append(Camera(str(entry.get("name", f"camera {number}")), intrinsic, camera2lidar))
-        images.append(read_image(path.parent / entry["image"]))
+        cameras.append(Camera(name, intrinsic, camera2lidar))
+        images.append(read_image(path.parent / image))
     lidar2global = _matrix(frame, "lidar2global", 4, str(path)) if "lidar2global" in frame else None
     timestamp = frame.get("timestamp")
-    if timestamp is not None and not isinstance(timestamp, (int, float)):
-        raise ValueError(f"{path}: 'timestamp' must be a number of seconds, got {timestamp!r}")
+    if timestamp is not None and not (is_number(timestamp) and math.isfinite(timestamp)):
+        raise ValueError(f"{path}: 'timestamp' must be a number of seconds, got {shown(timestamp)}")
     return Sample(images, cameras, token=path.stem, lidar2global=lidar2global, timestamp=timestamp)
 
 
@@ -76,7 +88,7 @@ def write_frame(sample: Sample, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     frame: dict[str, Any] = {"cameras": []}
     for camera, image in zip(sample.cameras, sample.images, strict=True):
-        name = f"{path.stem}-{camera.name}.png"
+        name = f"{path.stem}-{file_name(camera.name)}.png"
         Image.fromarray(image).save(path.parent / name)
         frame["cameras"].append(
             {
@@ -98,9 +110,9 @@ def _matrix(entry: Mapping[str, Any], name: str, size: int, where: str) -> np.nd
         raise ValueError(f"{where}: {name!r} is missing")
     try:
         matrix = np.array(entry[name], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         matrix = np.empty(0)
-    if matrix.shape != (size, size) or not np.isfinite(matrix).all():
+    if matrix.shape != (size, size) or not (abs(matrix) < LARGEST).all():
         raise ValueError(f"{where}: {name!r} must be {size}x{size} finite numbers")
     if abs(np.linalg.det(matrix)) < 1e-9:
         raise ValueError(f"{where}: {name!r} has no inverse")

@@ -23,6 +23,7 @@ from rich.table import Table
 from ..config import NUSCENES_CLASSES
 from ..data.nuscenes_index import NuScenesIndex
 from ..detections import ATTRIBUTES
+from ..documents import LARGE, DocumentError, parse_json, read_text
 from ..files import write_text
 from .report import draw_curves, print_report
 
@@ -155,8 +156,8 @@ def read_submission(path: str | Path) -> dict[str, list[dict[str, Any]]]:
         SubmissionError: it is no JSON file, or has no `results`.
     """
     try:
-        content = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        content = parse_json(read_text(Path(path), LARGE))
+    except DocumentError as error:
         raise SubmissionError(f"{path} is no JSON file, or is cut off: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise SubmissionError(f"{path} is no nuScenes submission: it has no 'results' that map sample tokens to boxes")
