@@ -102,6 +102,7 @@ class Detr3dConfig:
         score_threshold: detections below are dropped.
         perspective: while training, a dense head on the finest feature level predicts boxes too (as in BEVFormer v2);
             what a training from random weights needs, and no part of the published network.
+        num_proposals: queries beside num_queries that start where that head sees objects, as in BEVFormer v2.
         loss: matching costs and loss weights.
     """
 
@@ -121,7 +122,11 @@ class Detr3dConfig:
     max_detections: int = 300
     score_threshold: float = 0.0
     perspective: bool = False
+    num_proposals: int = 0
     loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
+
+    def __post_init__(self) -> None:
+        _check_proposals(self.num_proposals, self.perspective)
 
 
 @dataclass(frozen=True)
@@ -154,6 +159,7 @@ class BevFormerConfig:
         max_detections: the best (query, class) pairs kept per frame.
         score_threshold: detections below are dropped.
         perspective: see `Detr3dConfig`.
+        num_proposals: likewise.
         release_quirks: what official weights have learned to live with. The previous view is turned about cell (100,
             100) whatever its size, and shifted and turned by the motion of the ego's origin instead of the lidar's;
             the turn in degrees enters the network as a plain difference, which may pass 180. (What the release mixes
@@ -185,10 +191,12 @@ class BevFormerConfig:
     max_detections: int = 300
     score_threshold: float = 0.0
     perspective: bool = False
+    num_proposals: int = 0
     release_quirks: bool = False
     loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
 
     def __post_init__(self) -> None:
+        _check_proposals(self.num_proposals, self.perspective)
         if min(self.bev_shape) < 1:
             raise ConfigError(f"model.bev_shape must be (rows, columns) of at least 1, got {list(self.bev_shape)}")
         if self.queue_length < 1:
@@ -409,6 +417,13 @@ class DeformableDetrConfig:
     def __post_init__(self) -> None:
         if self.two_stage and not self.refine:
             raise ConfigError("model.two_stage needs model.refine: proposals are boxes that the decoder corrects")
+
+
+def _check_proposals(num_proposals: int, perspective: bool) -> None:
+    if num_proposals < 0:
+        raise ConfigError(f"model.num_proposals must not be negative, got {num_proposals}")
+    if num_proposals and not perspective:
+        raise ConfigError("model.num_proposals needs model.perspective: true, the head that proposes")
 
 
 RigModelConfig = Detr3dConfig | PetrConfig | BevFormerConfig  # detectors of rig frames

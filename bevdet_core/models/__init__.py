@@ -19,7 +19,6 @@ from ..config import (
     DetrConfig,
     ModelConfig,
     PetrConfig,
-    RigModelConfig,
 )
 from ..losses import BoxL1Loss, CardinalityError, ClassError, FocalLoss, GIoULoss, SetCriterion, SoftmaxLoss
 from ..matching import BoxL1Cost, FocalClassCost, GIoUCost, HungarianMatcher, SoftmaxClassCost
@@ -161,6 +160,7 @@ def build_detr3d_head(config: Detr3dConfig, num_classes: int) -> Detr3dHead:
         num_levels=config.num_levels,
         embed_dim=config.embed_dim,
         num_queries=config.num_queries,
+        num_proposals=config.num_proposals,
         num_layers=config.num_layers,
         num_heads=config.num_heads,
         ffn_dim=config.ffn_dim,
@@ -178,6 +178,7 @@ def build_bevformer_head(config: BevFormerConfig, num_classes: int) -> BevFormer
         num_levels=config.num_levels,
         embed_dim=config.embed_dim,
         num_queries=config.num_queries,
+        num_proposals=config.num_proposals,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         num_heads=config.num_heads,
@@ -192,9 +193,9 @@ def build_bevformer_head(config: BevFormerConfig, num_classes: int) -> BevFormer
     )
 
 
-def build_perspective(config: RigModelConfig, num_classes: int) -> PerspectiveHead | None:
-    """The dense head that only training has, if the settings ask for it."""
-    return PerspectiveHead(config.embed_dim, num_classes) if config.perspective else None
+def build_perspective(config: Detr3dConfig | BevFormerConfig, num_classes: int) -> PerspectiveHead | None:
+    """The dense head on the image features, if the settings ask for it."""
+    return PerspectiveHead(config.embed_dim, num_classes, config.num_proposals) if config.perspective else None
 
 
 def build_backbone(config: BackboneConfig, pretrained: bool = True) -> ResNet:

@@ -15,7 +15,7 @@ from .cameras import calibration, camera_features, check_features
 from .deformable_transformer import DeformableDecoderLayer, FeatureTokens
 from .detr3d import decode
 from .ego_motion import SIGNALS, EgoMotion, FramePose, frame_poses, motion_between, stack_motions
-from .perspective import PerspectiveHead
+from .perspective import PerspectiveHead, look
 from .position import LearnedPositionEmbedding
 from .query_head import BoxQueryHead
 from .transformer import flatten_levels, xavier_init
@@ -33,7 +33,8 @@ class BevFormerHead(BoxQueryHead):
         num_cameras: cameras of the rig.
         num_levels: levels of the feature pyramid.
         embed_dim: width of cells, queries and features.
-        num_queries: objects that a frame can have.
+        num_queries: see `BoxQueryHead`.
+        num_proposals: likewise.
         encoder_layers: layers that fill the view.
         decoder_layers: each refines the reference points of the one before.
         num_heads: of all attentions.
@@ -55,6 +56,7 @@ class BevFormerHead(BoxQueryHead):
         num_levels: int = 4,
         embed_dim: int = 256,
         num_queries: int = 900,
+        num_proposals: int = 0,
         encoder_layers: int = 6,
         decoder_layers: int = 6,
         num_heads: int = 8,
@@ -68,7 +70,7 @@ class BevFormerHead(BoxQueryHead):
         release_quirks: bool = False,
     ) -> None:
         layer = partial(DeformableDecoderLayer, embed_dim, num_heads, 1, decoder_points, ffn_dim, dropout)
-        super().__init__(num_classes, embed_dim, num_queries, decoder_layers, pc_range, layer)
+        super().__init__(num_classes, embed_dim, num_queries, num_proposals, decoder_layers, pc_range, layer)
         self.num_cameras, self.num_levels = num_cameras, num_levels
         rows, columns = bev_shape
         self.grid = BevGrid(bev_shape, pc_range, pillar_points)
@@ -130,14 +132,17 @@ class BevFormerHead(BoxQueryHead):
         shift = motion.shift / motion.shift.new_tensor(self.grid.extent)
         return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre), shift, known)
 
-    def forward(self, bev: Tensor) -> Predictions:
-        """Boxes from a view [B, rows * columns, D]; see `Predictions`, whose hidden states are filled in too."""
+    def forward(self, bev: Tensor, proposals: Tensor | None = None) -> Predictions:
+        """Boxes from a view [B, rows * columns, D] and proposed centres [B, num_proposals, 3] in metres.
+
+        See `Predictions`; its hidden states and references are filled in.
+        """
         view = FeatureTokens(bev, (self.grid.shape,), None, bev.new_ones(len(bev), 1, 2))
 
         def attend(layer: nn.Module, query: Tensor, query_pos: Tensor, reference: Tensor) -> Tensor:
             return layer(view, query, query_pos, reference[:, :, None, :2])
 
-        return self.refine(attend, len(bev))
+        return self.refine(attend, len(bev), proposals)
 
 
 class BevFormer(nn.Module):
@@ -150,7 +155,7 @@ class BevFormer(nn.Module):
         history: look back at earlier frames; otherwise every frame stands alone.
         max_gap: a frame that came more than this many seconds before is no history.
         release_quirks: see `config.BevFormerConfig`.
-        perspective: reads the finest level too, while training; see `PerspectiveHead`. None: nothing does.
+        perspective: reads the finest level too; see `PerspectiveHead`. None: nothing does.
         post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
         max_detections: the best (query, class) pairs kept per frame.
         score_threshold: detections that do not score higher are dropped.
@@ -201,12 +206,12 @@ class BevFormer(nn.Module):
         elif batch.scenes:
             lanes = batch.scenes
         features = camera_features(self.backbone, self.neck, batch, rig.hidden)
-        predictions = self.head(self.encode(batch, features, lanes, memory))
+        cells = look(self.perspective, features[0], batch, rig)
+        bev = self.encode(batch, features, lanes, memory)
+        predictions = self.head(bev, None if cells is None else cells.proposals)
         memory.forget_others(lanes)
-        if self.perspective is not None and self.training and batch.targets is not None:
-            height, width = batch.images.shape[-2:]
-            cells = self.perspective(features[0], rig.lidar2img, (height, width), batch.targets, rig.hidden)
-            predictions.paired = {"perspective": cells}
+        if cells is not None and self.training and batch.targets is not None:
+            predictions.paired = {"perspective": cells.paired(batch.targets)}
         return predictions
 
     @torch.no_grad()

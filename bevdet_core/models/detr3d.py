@@ -15,7 +15,7 @@ from ..geometry import locate_in_images
 from ..structures import CameraRig, ImageBatch, Predictions
 from .cameras import calibration, camera_features, check_features
 from .heads import inverse_sigmoid, top_predictions
-from .perspective import PerspectiveHead
+from .perspective import PerspectiveHead, look
 from .query_head import BoxQueryHead
 from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
 
@@ -102,7 +102,8 @@ class Detr3dHead(BoxQueryHead):
         num_cameras: cameras that the rig may have; each has weights of its own.
         num_levels: levels of the feature pyramid.
         embed_dim: width of queries and features.
-        num_queries: objects that a frame can have.
+        num_queries: see `BoxQueryHead`.
+        num_proposals: likewise.
         num_layers: decoder layers; each refines the reference points of the one before.
         num_heads: of the self-attention.
         ffn_dim: hidden width of the feed-forward layers.
@@ -117,6 +118,7 @@ class Detr3dHead(BoxQueryHead):
         num_levels: int = 4,
         embed_dim: int = 256,
         num_queries: int = 900,
+        num_proposals: int = 0,
         num_layers: int = 6,
         num_heads: int = 8,
         ffn_dim: int = 512,
@@ -124,7 +126,7 @@ class Detr3dHead(BoxQueryHead):
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
     ) -> None:
         layer = partial(Detr3dDecoderLayer, embed_dim, num_heads, ffn_dim, num_cameras, num_levels, dropout)
-        super().__init__(num_classes, embed_dim, num_queries, num_layers, pc_range, layer)
+        super().__init__(num_classes, embed_dim, num_queries, num_proposals, num_layers, pc_range, layer)
         self.num_cameras, self.num_levels = num_cameras, num_levels
 
     def forward(
@@ -133,6 +135,7 @@ class Detr3dHead(BoxQueryHead):
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
         hidden: Tensor | None = None,  # [B, N] bool, cameras that nothing is read from; None: no such one
+        proposals: Tensor | None = None,  # [B, num_proposals, 3] metres, where queries start
     ) -> Predictions:
         """See `Predictions`; its hidden states and references are filled in.
 
@@ -148,7 +151,7 @@ class Detr3dHead(BoxQueryHead):
             seen = locate_in_images(self.to_metres(reference), lidar2img, image_size, hidden)
             return layer(query, query_pos, value, spatial_shapes, reference, *seen)
 
-        return self.refine(attend, B)
+        return self.refine(attend, B, proposals)
 
 
 class Detr3d(nn.Module):
@@ -158,7 +161,7 @@ class Detr3d(nn.Module):
         backbone: images [B, 3, H, W] -> feature maps.
         neck: feature maps -> the levels that the head reads.
         head: see `Detr3dHead`.
-        perspective: reads the finest level too, while training; see `PerspectiveHead`. None: nothing does.
+        perspective: reads the finest level too; see `PerspectiveHead`. None: nothing does.
         post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
         max_detections: the best (query, class) pairs kept per frame.
         score_threshold: detections that do not score higher are dropped.
@@ -187,16 +190,18 @@ class Detr3d(nn.Module):
         """
         rig = calibration(batch, type(self).__name__.upper())
         features = camera_features(self.backbone, self.neck, batch, rig.hidden)
-        predictions = self.read(features, batch, rig)
-        if self.perspective is not None and self.training and batch.targets is not None:
-            size = (batch.images.shape[-2], batch.images.shape[-1])
-            cells = self.perspective(features[0], rig.lidar2img, size, batch.targets, rig.hidden)
-            predictions.paired = {"perspective": cells}
+        cells = look(self.perspective, features[0], batch, rig)
+        predictions = self.read(features, batch, rig, None if cells is None else cells.proposals)
+        if cells is not None and self.training and batch.targets is not None:
+            predictions.paired = {"perspective": cells.paired(batch.targets)}
         return predictions
 
-    def read(self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig) -> Predictions:
-        """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l]."""
-        return self.head(features, rig.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]), rig.hidden)
+    def read(
+        self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Tensor | None
+    ) -> Predictions:
+        """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l], and of proposed centres."""
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        return self.head(features, rig.lidar2img, size, rig.hidden, proposals)
 
     def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
         """The detections of each frame, best first.

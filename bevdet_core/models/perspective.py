@@ -1,23 +1,75 @@
-"""Perspective supervision: while training, every cell of a camera's feature map also says what stands there.
+"""Perspective supervision: every cell of a camera's feature map also says what stands there.
 
 Queries touch a feature map at few places and give its network little to learn from; published 3D detectors therefore
-start from the weights of a monocular detector. A dense head on the features does the same within one training
-(BEVFormer v2, Yang et al., CVPR 2023). Its boxes have the code and the frame of the queries' boxes, so the same losses
-apply.
+start from the weights of a monocular detector. A dense head on the features does the same within one training, and what
+it finds is where queries may start (BEVFormer v2, Yang et al., CVPR 2023). Its boxes have the code and the frame of the
+queries' boxes, so the same losses apply.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import project_points
-from ..structures import PairedQueries, Targets
+from ..structures import CameraRig, ImageBatch, PairedQueries, Targets
 from .heads import set_class_prior
 
 START_DEPTH = 15.0  # metres; what an untrained head answers
+
+
+@dataclass
+class Cells:
+    """What every cell of the cameras' feature maps says about the object whose centre it shows."""
+
+    logits: Tensor  # [B, N, H, W, C]
+    codes: Tensor  # [B, N, H, W, 10] box codes in the lidar frame
+    lidar2img: Tensor  # [B, N, 4, 4]
+    stride: float  # pixels from cell to cell
+    hidden: Tensor | None  # [B, N] bool, cameras that gave no image; None: no such one
+    num_proposals: int = 0  # queries that start here
+
+    @property
+    def proposals(self) -> Tensor | None:
+        """[B, num_proposals, 3] metres, lidar frame: where queries start; None where none does."""
+        return self.best_centres(self.num_proposals) if self.num_proposals else None
+
+    def paired(self, targets: Sequence[Targets]) -> PairedQueries:
+        """The cells as queries; a target belongs to the four cells nearest to its centre in each camera."""
+        B, N, H, W, _ = self.logits.shape
+        cells, owners = zip(
+            *(
+                _cells(t, m, (H, W), self.stride, None if self.hidden is None else self.hidden[b])
+                for b, (t, m) in enumerate(zip(targets, self.lidar2img, strict=True))
+            ),
+            strict=True,
+        )
+        return PairedQueries(
+            self.logits.reshape(1, B * N * H * W, -1),
+            self.codes.reshape(1, B * N * H * W, -1),
+            Targets(
+                torch.cat([t.labels[owner] for t, owner in zip(targets, owners, strict=True)]),
+                torch.cat([t.boxes[owner] for t, owner in zip(targets, owners, strict=True)]),
+            ),
+            torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)]),
+        )
+
+    @torch.no_grad()
+    def best_centres(self, count: int) -> Tensor:
+        """[B, count, 3] metres, lidar frame: where the likeliest objects stand, of neighbouring cells the likeliest.
+
+        Fewer cells than `count` are repeated.
+        """
+        scores = self.logits.float().amax(-1)  # [B, N, H, W]
+        peak = scores == F.max_pool2d(scores, 3, 1, 1)
+        shown = peak if self.hidden is None else peak & ~self.hidden[:, :, None, None]
+        ranked = scores.masked_fill(~shown, -torch.inf).flatten(1).sort(descending=True, stable=True).indices
+        chosen = ranked[:, torch.arange(count, device=ranked.device) % ranked.shape[1]]
+        return self.codes.flatten(1, 3)[..., [0, 1, 4]].take_along_dim(chosen[..., None], 1)
 
 
 class PerspectiveHead(nn.Module):
@@ -26,10 +78,12 @@ class PerspectiveHead(nn.Module):
     Args:
         dim: channels of the feature map.
         num_classes: of the detector.
+        num_proposals: queries that start where its best boxes stand.
     """
 
-    def __init__(self, dim: int, num_classes: int) -> None:
+    def __init__(self, dim: int, num_classes: int, num_proposals: int = 0) -> None:
         super().__init__()
+        self.num_proposals = num_proposals
         self.tower = nn.Conv2d(dim, dim, 3, padding=1)
         self.class_head = nn.Conv2d(dim, num_classes, 1)
         # x, y of the centre in cells; log depth; log w, l, h; sine and cosine of the heading and velocity, both as
@@ -42,34 +96,17 @@ class PerspectiveHead(nn.Module):
         features: Tensor,  # [B, N, D, H, W] of all cameras
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
-        targets: Sequence[Targets],  # [B]
         hidden: Tensor | None = None,  # [B, N] bool, cameras that gave no image; None: no such one
-    ) -> PairedQueries:
-        """The cells as queries; a target belongs to the four cells nearest to its centre in each camera."""
-        B, N, _, H, W = features.shape
+    ) -> Cells:
+        """What every cell says."""
+        B, N, _, _, W = features.shape
         stride = image_size[1] / W
         x = self.tower(features.flatten(0, 1)).relu()
-        logits = self.class_head(x).unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)  # [B, N, H, W, C]
+        logits = self.class_head(x).unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)
         answers = self.box_head(x).unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)
         with torch.autocast(features.device.type, enabled=False):
             codes = self._codes(answers.float(), lidar2img, stride)
-            cells, owners = zip(
-                *(
-                    _cells(t, m, (H, W), stride, None if hidden is None else hidden[b])
-                    for b, (t, m) in enumerate(zip(targets, lidar2img, strict=True))
-                ),
-                strict=True,
-            )
-        queries = torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)])
-        return PairedQueries(
-            logits.reshape(1, B * N * H * W, -1),
-            codes.reshape(1, B * N * H * W, -1),
-            Targets(
-                torch.cat([t.labels[owner] for t, owner in zip(targets, owners, strict=True)]),
-                torch.cat([t.boxes[owner] for t, owner in zip(targets, owners, strict=True)]),
-            ),
-            queries,
-        )
+        return Cells(logits, codes, lidar2img, stride, hidden, self.num_proposals)
 
     def _codes(self, answers: Tensor, lidar2img: Tensor, stride: float) -> Tensor:
         """What the cells answer [B, N, H, W, 10], as box codes in the lidar frame."""
@@ -82,13 +119,20 @@ class PerspectiveHead(nn.Module):
         seen = torch.stack([u * depth, v * depth, depth], -1)
         origin = img2lidar[..., :3, 3]
         centre = (img2lidar[..., :3, :3] * seen[..., None, :]).sum(-1) + origin  # [B, N, H, W, 3]
-        cos, sin = nn.functional.normalize((centre - origin)[..., :2].detach(), dim=-1).unbind(-1)
+        cos, sin = F.normalize((centre - origin)[..., :2].detach(), dim=-1).unbind(-1)
         yaw_sin = answers[..., 6] * cos + answers[..., 7] * sin
         yaw_cos = answers[..., 7] * cos - answers[..., 6] * sin
         vx = answers[..., 8] * cos - answers[..., 9] * sin
         vy = answers[..., 8] * sin + answers[..., 9] * cos
         (x, y, z), (w, l, h) = centre.unbind(-1), answers[..., 3:6].unbind(-1)  # noqa: E741
         return torch.stack([x, y, w, l, z, h, yaw_sin, yaw_cos, vx, vy], -1)
+
+
+def look(head: PerspectiveHead | None, features: Tensor, batch: ImageBatch, rig: CameraRig) -> Cells | None:
+    """What the cells of a feature map say, where somebody asks: while training, or for queries that start there."""
+    if head is None or not (head.training or head.num_proposals):
+        return None
+    return head(features, rig.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]), rig.hidden)
 
 
 def _cells(

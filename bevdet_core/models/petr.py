@@ -113,6 +113,8 @@ def tokens_of(maps: Tensor) -> Tensor:
 class Petr(Detr3d):
     """The detector: DETR3D around another head, which reads the finest level of the neck; arguments as for `Detr3d`."""
 
-    def read(self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig) -> Predictions:
+    def read(
+        self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Tensor | None
+    ) -> Predictions:
         size = (batch.images.shape[-2], batch.images.shape[-1])
         return self.head(features[0], rig.lidar2img, size, batch.mask, rig.hidden)

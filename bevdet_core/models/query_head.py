@@ -28,13 +28,20 @@ def in_metres(places: Tensor, pc_range: Tensor) -> Tensor:
     return places * (high - low) + low
 
 
+def in_range(points: Tensor, pc_range: Tensor) -> Tensor:
+    """Points [..., 3] in metres -> [0, 1] of a range; those outside are moved to its border."""
+    low, high = pc_range[:3], pc_range[3:]
+    return ((points - low) / (high - low)).clamp(0, 1)
+
+
 class BoxQueryHead(nn.Module):
-    """Learned queries with a 3D reference point each; every layer of a decoder moves it (DETR3D, BEVFormer).
+    """Queries with a 3D reference point each, which every layer of a decoder moves (DETR3D, BEVFormer).
 
     Args:
         num_classes: of the detector.
         embed_dim: width of the queries.
-        num_queries: objects that a frame can have.
+        num_queries: that start at points which are learned.
+        num_proposals: queries beside them, which start where `refine` is told to.
         num_layers: decoder layers.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that reference points cover.
         make_layer: builds a decoder layer.
@@ -47,6 +54,7 @@ class BoxQueryHead(nn.Module):
         num_classes: int,
         embed_dim: int,
         num_queries: int,
+        num_proposals: int,
         num_layers: int,
         pc_range: Sequence[float],
         make_layer: Callable[[], nn.Module],
@@ -55,6 +63,7 @@ class BoxQueryHead(nn.Module):
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
         self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
         self.reference_points = nn.Linear(embed_dim, 3)
+        self.proposal_embed = MLP(3, embed_dim, 2 * embed_dim) if num_proposals else None  # position, content
         self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
         self.box_heads = nn.ModuleList(
@@ -63,13 +72,19 @@ class BoxQueryHead(nn.Module):
         xavier_init(self.reference_points)
         nn.init.zeros_(self.reference_points.bias)
 
-    def refine(self, attend: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor], batch_size: int) -> Predictions:
+    def refine(
+        self,
+        attend: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
+        batch_size: int,
+        proposals: Tensor | None = None,
+    ) -> Predictions:
         """Run the decoder.
 
         Args:
             attend: (layer, query [B, Q, D], query position [B, Q, D], reference [B, Q, 3] in [0, 1] of the range) ->
                 query.
             batch_size: B.
+            proposals: [B, num_proposals, 3] metres; those outside the range start at its border.
 
         Returns:
             See `Predictions`; its hidden states and references are filled in.
@@ -78,6 +93,11 @@ class BoxQueryHead(nn.Module):
         # Coordinates stay in float32: bfloat16 would round a range of 100 m to steps of 0.4 m.
         with torch.autocast(query.device.type, enabled=False):
             reference = self.reference_points(query_pos).sigmoid()
+            if self.proposal_embed is not None and proposals is not None:
+                starts = in_range(proposals, self.pc_range)
+                proposal_pos, proposal = self.proposal_embed(inverse_sigmoid(starts)).chunk(2, -1)
+                query_pos, query = torch.cat([query_pos, proposal_pos], 1), torch.cat([query, proposal], 1)
+                reference = torch.cat([reference, starts], 1)
         logits, boxes, hidden, references = [], [], [], [reference]
         for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
             query = attend(layer, query, query_pos, reference)

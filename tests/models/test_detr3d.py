@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bevdet_core import boxes3d
-from bevdet_core.config import BackboneConfig, Detr3dConfig
+from bevdet_core.config import BackboneConfig, ConfigError, Detr3dConfig
 from bevdet_core.geometry import locate_in_images
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
 from bevdet_core.models.detr3d import CameraCrossAttention, Detr3dHead, decode
@@ -172,6 +172,25 @@ def test_a_rig_without_any_working_camera_gives_finite_answers_and_gradients():
     found = model.eval()(batch)
     assert found.boxes.isfinite().all()
     assert found.logits.isfinite().all()
+
+
+def test_proposed_queries_start_where_the_perspective_head_sees_objects():
+    torch.manual_seed(0)
+    model = build_model(replace(CONFIG, perspective=True, num_proposals=5), 4).eval()
+    batch = image_batch(2)
+    seen: list[Tensor] = []
+    model.perspective.register_forward_hook(lambda module, inputs, cells: seen.append(cells.best_centres(5)))
+    found = model(batch)
+    assert found.logits.shape == (2, 2, 17, 4)
+    low, high = torch.tensor(RANGE[:3]), torch.tensor(RANGE[3:])
+    starts = found.references[0][:, 12:] * (high - low) + low
+    torch.testing.assert_close(starts, seen[0].maximum(low).minimum(high), rtol=1e-4, atol=1e-4)
+    assert not found.paired  # that is for training
+
+
+def test_proposals_need_the_head_that_proposes():
+    with pytest.raises(ConfigError, match=r"num_proposals needs model\.perspective"):
+        replace(CONFIG, num_proposals=5)
 
 
 def test_bfloat16_keeps_coordinates():

@@ -42,7 +42,7 @@ def place(query: int) -> tuple[int, int, int]:
 
 def test_a_target_belongs_to_the_four_cells_around_its_centre_in_each_camera_that_sees_it():
     features = torch.randn(1, 2, 8, H, W)
-    found = head()(features, rig(), SIZE, [targets(box(0, 10), box(0, -10))])
+    found = head()(features, rig(), SIZE).paired([targets(box(0, 10), box(0, -10))])
     pixels, _ = project_points(torch.tensor([[[0.0, 10, 0], [0, -10, 0]]]), rig())
     for target, camera in ((0, 0), (1, 1)):
         rows = found.targets.boxes[:, 1] == (10 if target == 0 else -10)
@@ -54,7 +54,7 @@ def test_a_target_belongs_to_the_four_cells_around_its_centre_in_each_camera_tha
 
 
 def test_the_nearer_target_takes_a_cell_that_two_share():
-    found = head()(torch.randn(1, 2, 8, H, W), rig(), SIZE, [targets(box(0, 20), box(0, 10))])
+    found = head()(torch.randn(1, 2, 8, H, W), rig(), SIZE).paired([targets(box(0, 20), box(0, 10))])
     assert (found.targets.boxes[:, 1] == 10).all()
     assert len(found.queries) == 4
 
@@ -63,8 +63,8 @@ def test_an_untrained_cell_answers_on_its_ray_at_the_start_depth():
     network = head()
     torch.nn.init.zeros_(network.box_head.weight)
     torch.nn.init.zeros_(network.box_head.bias)
-    codes = network(torch.randn(1, 2, 8, H, W), rig(), SIZE, [targets(box(0, 10))]).boxes[0]
-    centres = codes[:, [0, 1, 4]].reshape(2, H * W, 3)
+    codes = network(torch.randn(1, 2, 8, H, W), rig(), SIZE).codes[0]
+    centres = codes[..., [0, 1, 4]].reshape(2, H * W, 3)
     for camera in range(2):
         pixels, depth = project_points(centres[camera][None], rig())
         torch.testing.assert_close(depth[0, camera], torch.full((H * W,), START_DEPTH))
@@ -76,9 +76,9 @@ def test_the_same_answer_means_the_same_box_as_seen_from_either_camera():
     """Turning rig and objects by half a turn leaves the images as they are, and turns the boxes."""
     network = head()
     features = torch.randn(1, 1, 8, H, W).expand(1, 2, 8, H, W)
-    codes = network(features, rig(), SIZE, [targets(box(0, 10))]).boxes[0].reshape(2, H * W, 10)
+    codes = network(features, rig(), SIZE).codes[0]
     turned = codes[1].clone()
-    turned[:, [0, 1, 6, 7, 8, 9]] *= -1
+    turned[..., [0, 1, 6, 7, 8, 9]] *= -1
     torch.testing.assert_close(codes[0], turned, rtol=1e-4, atol=1e-4)
 
 
@@ -88,7 +88,28 @@ def test_the_same_answer_means_the_same_box_as_seen_from_either_camera():
     ids=["no object", "out of sight", "far ahead"],
 )
 def test_frames_with_little_in_sight(objects, cells):
-    found = head()(torch.randn(1, 2, 8, H, W), rig(), SIZE, [objects])
+    found = head()(torch.randn(1, 2, 8, H, W), rig(), SIZE).paired([objects])
     assert len(found.queries) == cells
     assert found.logits.shape == (1, 2 * H * W, 3)
     assert found.boxes.isfinite().all()
+
+
+def test_the_best_centres_are_peaks_of_cameras_that_are_not_hidden():
+    network = head()
+    cells = network(torch.randn(1, 2, 8, H, W), rig(), SIZE, torch.tensor([[False, True]]))
+    cells.logits = torch.full_like(cells.logits, -9.0)
+    cells.logits[0, 0, 2, 3, 1] = 3.0  # the likeliest, and beside it a cell that means the same object
+    cells.logits[0, 0, 2, 4, 0] = 2.5
+    cells.logits[0, 0, 6, 9, 2] = 1.0
+    cells.logits[0, 1, 4, 4, 0] = 5.0  # nobody is behind that camera
+    found = cells.best_centres(2)
+    expected = torch.stack([cells.codes[0, 0, 2, 3], cells.codes[0, 0, 6, 9]])[:, [0, 1, 4]]
+    torch.testing.assert_close(found[0], expected)
+    assert not found.requires_grad
+
+
+def test_there_are_as_many_centres_as_asked_for():
+    cells = head()(torch.randn(1, 2, 8, 2, 3), rig(), (16, 24))
+    found = cells.best_centres(30)
+    assert found.shape == (1, 30, 3)
+    torch.testing.assert_close(found[:, :12], found[:, 12:24])
