@@ -167,6 +167,27 @@ def convert(argv: list[str]) -> None:
     print(convert_file(options.checkpoint, options.out, options.origin, options.target, *settings))
 
 
+def export(argv: list[str]) -> None:
+    """Write a detector as ONNX or torch.export graph, checked against the original"""
+    parser = _parser("export", export)
+    parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
+    parser.add_argument("--out", type=Path, required=True, help=".onnx or .pt2; a .json beside it describes the graph")
+    parser.add_argument("--image_size", type=_size, help="WIDTHxHEIGHT of the padded images; default: as configured")
+    options, overrides = _parse(parser, argv)
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from .detector import Detector
+    from .export import export as write
+
+    size = options.image_size[::-1] if options.image_size else None
+    detector = Detector.load(options.checkpoint, "cpu", overrides)
+    with Progress(SpinnerColumn(), TextColumn("tracing, writing, comparing"), TimeElapsedColumn()) as progress:
+        progress.add_task("")
+        done = write(detector, options.out, size)
+    gaps = ", ".join(f"{name} {gap:.1e}" for name, gap in done.difference.items())
+    print(f"written: {done.path}, described in {done.path.with_suffix('.json')}; largest difference: {gaps}")
+
+
 def synthesize(argv: list[str]) -> None:
     """Render a synthetic data set in the nuScenes or COCO format"""
     parser = _parser("synthesize", synthesize, settings=False)
@@ -224,6 +245,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "predict": predict,
     "visualize": visualize,
     "convert": convert,
+    "export": export,
     "synthesize": synthesize,
     "doctor": doctor,
 }

@@ -87,7 +87,8 @@ class DeformableDetr(nn.Module):
         if isinstance(self.queries, ProposalGenerator):
             proposals, reference, query_pos, query = self.queries(features)
         else:
-            reference, query_pos, query = self.queries(len(images))
+            # Not len(), which would fix an exported graph's batch size.
+            reference, query_pos, query = self.queries(images.shape[0])
 
         if self.denoising is None or not self.training or batch.targets is None:
             decoded = self.decoder(features, query, query_pos, reference)
@@ -119,6 +120,10 @@ class DeformableDetr(nn.Module):
             torch.stack([valid_ratio(m) for m in masks], 1),
         )
         return features, torch.cat(positions, 1)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """The probability of every class, from logits [..., C]."""
+        return logits.float().sigmoid()
 
     @torch.no_grad()
     def decode(self, predictions: Predictions, batch: ImageBatch) -> list[tuple[Tensor, Tensor, Tensor]]:

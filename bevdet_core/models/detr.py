@@ -187,11 +187,16 @@ class Detr(nn.Module):
         valid = ~mask.flatten(1)[:, None, None]
 
         memory = self.encoder(tokens, positions, valid)
-        query_pos = self.query_embed.weight.expand(len(images), -1, -1)
+        # Not len(), which would fix an exported graph's batch size.
+        query_pos = self.query_embed.weight.expand(images.shape[0], -1, -1)
         hidden = self.decoder(query_pos, memory, positions, valid)
         with torch.autocast(hidden.device.type, enabled=False):
             boxes = self.box_head(hidden.to(query_pos.dtype)).sigmoid()
         return Predictions(self.class_head(hidden), boxes, hidden=hidden)
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """The probability of every class [..., C], from logits [..., C + 1]."""
+        return F.softmax(logits.float(), -1)[..., :-1]
 
     @torch.no_grad()
     def decode(self, predictions: Predictions, batch: ImageBatch) -> list[tuple[Tensor, Tensor, Tensor]]:
@@ -200,6 +205,6 @@ class Detr(nn.Module):
         Returns:
             (scores [Q], labels [Q], boxes [Q, 4]) per image; boxes (x0, y0, x1, y1) in pixels of the original image.
         """
-        scores, labels = F.softmax(predictions.logits[-1].float(), -1)[..., :-1].max(-1)
+        scores, labels = self.scores(predictions.logits[-1]).max(-1)
         boxes = scale_to_pixels(predictions.boxes[-1].float(), batch)
         return list(zip(scores, labels, boxes, strict=True))

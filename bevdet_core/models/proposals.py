@@ -56,7 +56,8 @@ class ProposalGenerator(nn.Module):
             boxes = (self.box_head(tokens.to(self.memory_norm.weight.dtype)) + anchors).sigmoid()
         # What cannot be used takes part in the choice, as in the release: with no memory it rarely wins.
         best = logits[..., 0].topk(self.num_queries).indices
-        chosen = boxes.take_along_dim(best[..., None], 1).detach()
+        # Not take_along_dim, which would fix an exported graph's batch size.
+        chosen = boxes.gather(1, best[..., None].expand(-1, -1, 4)).detach()
         query = self.query_norm(self.query_proj(box_embedding(chosen, self.dim // 2)))
         query_pos, content = query.chunk(2, -1)
         return Predictions(logits[None], boxes[None]), chosen, query_pos, content
