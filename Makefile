@@ -17,9 +17,10 @@ test: $(VENV)/dev.stamp
 	$(BIN)/mypy
 	$(BIN)/pytest
 
-# What takes hours in place of minutes to find: thousands of damaged files, and the like.
+# What takes hours in place of minutes to find: thousands of damaged files, a wheel in a clean environment.
 soak: $(VENV)/dev.stamp
 	$(BIN)/pytest -m soak
+	$(BIN)/python tools/check_wheel.py
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -55,13 +55,19 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     deterministic_help = "the same bits in every run on the same machine; short for --train.deterministic true"
     parser.add_argument("--deterministic", action="store_true", help=deterministic_help)
+    print_help = "print all settings as they would be used, as YAML that train takes back, and leave"
+    parser.add_argument("--print_config", action="store_true", help=print_help)
     options, overrides = _parse(parser, argv)
     if options.deterministic:
         overrides["train.deterministic"] = "true"
-    from . import engine, processes, visualize
     from .config import load_config
 
     config = load_config(options.config, overrides)
+    if options.print_config:
+        print(config.to_yaml(), end="")
+        return
+    from . import engine, processes, visualize
+
     run = options.run or Path("runs") / options.config.stem
     metrics = engine.train(config, run, resume=options.resume)
     if not processes.is_main():
@@ -239,6 +245,15 @@ def doctor(argv: list[str]) -> int:
     return 0 if report.healthy else 1
 
 
+def completion(argv: list[str]) -> None:
+    """Print a script that completes verbs, options and settings in the shell"""
+    from .completion import SHELLS, script
+
+    parser = _parser("completion", completion, settings=False)
+    parser.add_argument("shell", choices=SHELLS, help='for example: eval "$(bevdet completion bash)"')
+    print(script(parser.parse_args(argv).shell, VERBS), end="")
+
+
 VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
@@ -248,6 +263,7 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "export": export,
     "synthesize": synthesize,
     "doctor": doctor,
+    "completion": completion,
 }
 
 

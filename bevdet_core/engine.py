@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import yaml
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoint, launch, processes
@@ -80,7 +79,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     steps_per_epoch = len(loader) // settings.accumulate
     if main:
         run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        write_text(run / "config.yaml", config.to_yaml())
 
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(train_data.class_names)).to(device)

@@ -39,6 +39,15 @@ def test_all_settings_are_listed(capsys):
     assert "--train.warmup_steps" in text
 
 
+def test_print_config_gives_what_train_takes_back(small, tmp_path, capsys):
+    from bevdet_core.config import load_config
+
+    assert run("train", small, "--print_config", "--train.lr", "3e-4", "--run", tmp_path / "run") == 0
+    (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
+    assert load_config(tmp_path / "all.yaml") == load_config(small, {"train.lr": 3e-4})
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_wrong_verb_is_named(capsys):
     with pytest.raises(SystemExit) as end:
         main(["trian"])

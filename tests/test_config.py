@@ -70,3 +70,15 @@ def test_help_explains_settings():
     text = settings_parser().format_help()
     for words in ("--model.num_queries", "objects that a frame can have", "--train.clip_norm", "--data.root"):
         assert words in text
+
+
+def test_configurations_of_the_package_are_found_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    named = load_config("configs/nuscenes/detr3d_r50.yaml")
+    assert named == load_config("nuscenes/detr3d_r50.yaml")
+    assert named.model.name == "detr3d"
+    (tmp_path / "nuscenes").mkdir()
+    (tmp_path / "nuscenes" / "detr3d_r50.yaml").write_text("model: {name: detr3d, num_queries: 7}")
+    assert load_config("nuscenes/detr3d_r50.yaml").model.num_queries == 7  # what is there comes first
+    with pytest.raises(ConfigError, match="cannot read"):
+        load_config("configs/../pyproject.yaml")

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
+import yaml
+
 from ..documents import DocumentError, first_not_finite, parse_yaml, read_text
 from .data import DATA, DataConfig, NuScenesConfig
 from .errors import ConfigError
@@ -37,12 +39,17 @@ class Config:
         """Nested dicts and lists that YAML and JSON can hold, and that `load_config` takes back."""
         return _plain(asdict(self))
 
+    def to_yaml(self) -> str:
+        """The text of a configuration file with all settings."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
     """Read a YAML file (or take nested dicts), apply overrides, check every name and type.
 
     Args:
-        source: the file, or its content.
+        source: the file, or its content. Where there is no such file, one of the configurations that come with the
+            package is taken, such as "configs/nuscenes/detr3d_r50.yaml".
         overrides: dotted name -> value, such as {"model.num_queries": 300}; text is read as YAML.
 
     Raises:
@@ -81,7 +88,7 @@ def settings_parser(types: Mapping[str, type] | None = None):
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = parse_yaml(read_text(path))
+        tree = parse_yaml(read_text(_found(path)))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except DocumentError as error:
@@ -96,6 +103,16 @@ def _parsed(name: str, text: str) -> Any:
         return parse_yaml(text)
     except DocumentError as error:
         raise ConfigError(f"{name}: {text!r} cannot be read: {error}") from error
+
+
+def _found(path: Path) -> Path:
+    """The path, or that of a configuration of this name that came with the package."""
+    if path.exists() or path.is_absolute():
+        return path
+    package = Path(__file__).parents[1]
+    name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
+    bundled = [folder / name for folder in (package / "configs", package.parent / "configs")]  # wheel, checkout
+    return next((file for file in bundled if ".." not in name.parts and file.is_file()), path)
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:

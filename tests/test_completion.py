@@ -1,0 +1,50 @@
+"""Shell completion, asked of a real bash."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from bevdet_core.cli import VERBS, main
+
+
+@pytest.fixture(scope="module")
+def scripts() -> dict[str, str]:
+    from bevdet_core.completion import script
+
+    return {shell: script(shell, VERBS) for shell in ("bash", "zsh")}
+
+
+def complete(script: str, *words: str) -> list[str]:
+    """What bash offers for the last word."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("no bash here")
+    typed = " ".join(f"'{word}'" for word in words)
+    ask = f'\nCOMP_WORDS=({typed}); COMP_CWORD={len(words) - 1}; _bevdet; printf "%s\\n" "${{COMPREPLY[@]}}"'
+    done = subprocess.run([bash, "--norc"], input=script + ask, capture_output=True, text=True, check=True)
+    assert not done.stderr
+    return done.stdout.split()
+
+
+def test_verbs_options_and_settings_are_offered(scripts):
+    script = scripts["bash"]
+    assert complete(script, "bevdet", "vis") == ["visualize"]
+    assert set(complete(script, "bevdet", "")) == set(VERBS)
+    assert complete(script, "bevdet", "visualize", "--sce") == ["--scene"]
+    assert complete(script, "bevdet", "train", "--model.num_q") == ["--model.num_queries"]
+    assert set(complete(script, "bevdet", "doctor", "--")) == {"--help", "--json"}
+    assert complete(script, "bevdet", "train", "conf") == []  # left to file names
+
+
+def test_zsh_gets_what_makes_it_understand_bash(scripts):
+    assert "bashcompinit" in scripts["zsh"]
+    assert "bashcompinit" not in scripts["bash"]
+
+
+def test_the_verb_prints_the_script(scripts, capsys):
+    assert main(["completion", "bash"]) == 0
+    assert capsys.readouterr().out == scripts["bash"]
+    with pytest.raises(SystemExit):
+        main(["completion", "fish"])
+    assert "fish" in capsys.readouterr().err
