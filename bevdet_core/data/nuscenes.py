@@ -11,10 +11,11 @@ import torch
 from torch.utils.data import Dataset
 
 from ..config import NuScenesConfig
-from ..structures import Sample, Targets
+from ..structures import Camera, Sample, Targets
 from .images import SampleError, read_image
 from .index_file import SKIPPING, describe_faults
 from .nuscenes_index import open_index
+from .rig import failed_camera, with_blanks
 from .rig_transforms import rig_transform
 from .transforms import Compose, DrawHistory, Transform
 
@@ -89,20 +90,29 @@ class NuScenesDataset(Dataset[Sample]):
         index, token = self.index, self.index.token(row)
         if not np.isfinite(index.lidar2global[row]).all():
             raise SampleError(f"sample {token!r} has no complete lidar key frame in table sample_data")
-        files = [index.camera_file(row, channel) for channel in self.config.cameras]
-        try:
-            images = [read_image(self.root / file) for file in files]
-        except SampleError as error:
-            raise SampleError(f"sample {token!r}: {error}") from error
+        views = [self._view(row, channel) for channel in self.config.cameras]
         return Sample(
-            images,
-            [index.camera(row, channel) for channel in self.config.cameras],
+            with_blanks([image for image, _ in views]),
+            [camera for _, camera in views],
             token=token,
             lidar2global=index.lidar2global[row].copy(),
             timestamp=index.time(row),
             scene=index.scene(row),
             lidar2ego=np.linalg.inv(index.ego2global[row]) @ index.lidar2global[row],
         )
+
+    def _view(self, row: int, channel: str) -> tuple[np.ndarray | None, Camera]:
+        """What a camera saw; where it gave no usable image, and settings allow that, None and a camera that failed."""
+        try:
+            file = self.index.camera_file(row, channel)
+            try:
+                return read_image(self.root / file), self.index.camera(row, channel)
+            except SampleError as error:
+                raise SampleError(f"sample {self.index.token(row)!r}: {error}") from error
+        except SampleError:
+            if self.config.missing_images == "error":
+                raise
+            return None, failed_camera(channel)
 
     def scene(self, position: int) -> str:
         """The name of the scene of a sample, without its images."""

@@ -10,21 +10,29 @@
         }
       ],
       "lidar2global": [[...], [...], [...], [0, 0, 0, 1]],
-      "timestamp": 1532402927.6
+      "timestamp": 1532402927.6,
+      "scene": "drive-1"
     }
 
 `image` is relative to the file and lies beside it or in a folder below: a frame that somebody sends cannot name
-pictures elsewhere. `intrinsic` is 3x3, in pixels. `camera2lidar` is 4x4, in metres: it takes points of the
-camera (x right, y down, z forward) to the frame in which boxes are wanted (x right, y forward, z up at nuScenes). Where
-cameras fire at different times and the rig moves, it includes the motion. `lidar2global` and `timestamp` (seconds) are
-optional. A rig has any number of cameras.
+pictures elsewhere. null says that the camera gave none, and it then needs no calibration. `intrinsic` is 3x3, in pixels
+of the image as it lies on disk. `camera2lidar` is 4x4, in metres: it takes points of the camera (x
+right, y down, z forward) to the frame in which boxes are wanted (x right, y forward, z up at nuScenes). Where cameras
+fire at different times and the rig moves, it includes the motion.
+
+A rig has any number of cameras, of any sizes. Cameras that have the names of the detector's own (`data.cameras`) take
+their places in whatever order they come, and those that are not there count as failed; a rig with other names is taken
+in its own order.
+
+`lidar2global`, `timestamp` (seconds) and `scene` (frames of one name follow each other in time) are optional: detectors
+that look at one frame alone need none of them.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +45,7 @@ from .images import read_image
 
 MAX_CAMERAS = 100
 LARGEST = 1e9  # metres or pixels; beyond it there is no calibration, and an inverse may overflow
+BLANK = (450, 800)  # (height, width) of the picture of a camera that gave none, in a frame without any
 
 
 def read_frame(path: str | Path) -> Sample:
@@ -56,26 +65,30 @@ def read_frame(path: str | Path) -> Sample:
         raise ValueError(f"{path}: a frame needs 'cameras', a list of mappings with at least one camera")
     if len(entries) > MAX_CAMERAS:
         raise ValueError(f"{path}: {len(entries)} cameras, more than {MAX_CAMERAS}")
-    cameras, images = [], []
-    for number, entry in enumerate(entries):
-        where = f"{path}: cameras[{number}]"
-        unknown = set(entry) - {"name", "image", "intrinsic", "camera2lidar"}
-        if unknown:
-            raise ValueError(f"{where}: unknown entries {sorted(unknown)}")
-        image, name = entry.get("image"), entry.get("name", f"camera {number}")
-        if not is_text(image) or not image or leaves_folder(image):
-            raise ValueError(f"{where}: 'image' must be a file name in the folder of the frame, got {shown(image)}")
-        if not is_text(name):
-            raise ValueError(f"{where}: 'name' must be a text, got {shown(name)}")
-        intrinsic = _matrix(entry, "intrinsic", 3, where)
-        camera2lidar = _matrix(entry, "camera2lidar", 4, where)
-        cameras.append(Camera(name, intrinsic, camera2lidar))
-        images.append(read_image(path.parent / image))
+    unknown = set(frame) - {"cameras", "lidar2global", "timestamp", "scene"}
+    if unknown:
+        raise ValueError(f"{path}: unknown entries {sorted(unknown)}")
+    cameras = [_camera(entry, number, f"{path}: cameras[{number}]") for number, entry in enumerate(entries)]
+    images = with_blanks([None if e["image"] is None else read_image(path.parent / e["image"]) for e in entries])
     lidar2global = _matrix(frame, "lidar2global", 4, str(path)) if "lidar2global" in frame else None
     timestamp = frame.get("timestamp")
     if timestamp is not None and not (is_number(timestamp) and math.isfinite(timestamp)):
         raise ValueError(f"{path}: 'timestamp' must be a number of seconds, got {shown(timestamp)}")
-    return Sample(images, cameras, token=path.stem, lidar2global=lidar2global, timestamp=timestamp)
+    scene = frame.get("scene")
+    if scene is not None and not is_text(scene):
+        raise ValueError(f"{path}: 'scene' must be a name, got {shown(scene)}")
+    return Sample(images, cameras, token=path.stem, lidar2global=lidar2global, timestamp=timestamp, scene=scene)
+
+
+def with_blanks(images: Sequence[np.ndarray | None]) -> list[np.ndarray]:
+    """Images [H, W, 3], black ones of the size of the first in the place of those that are None."""
+    height, width = next((image.shape[:2] for image in images if image is not None), BLANK)
+    return [np.zeros((height, width, 3), np.uint8) if image is None else image for image in images]
+
+
+def failed_camera(name: str) -> Camera:
+    """A camera that gave no image, and of which nothing else is known."""
+    return Camera(name, np.eye(3), np.eye(4), hidden=True)
 
 
 def write_frame(sample: Sample, path: str | Path) -> None:
@@ -88,8 +101,9 @@ def write_frame(sample: Sample, path: str | Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     frame: dict[str, Any] = {"cameras": []}
     for camera, image in zip(sample.cameras, sample.images, strict=True):
-        name = f"{path.stem}-{file_name(camera.name)}.png"
-        Image.fromarray(image).save(path.parent / name)
+        name = None if camera.hidden else f"{path.stem}-{file_name(camera.name)}.png"
+        if name is not None:
+            Image.fromarray(image).save(path.parent / name)
         frame["cameras"].append(
             {
                 "name": camera.name,
@@ -102,7 +116,27 @@ def write_frame(sample: Sample, path: str | Path) -> None:
         frame["lidar2global"] = sample.lidar2global.tolist()
     if sample.timestamp is not None:
         frame["timestamp"] = sample.timestamp
+    if sample.scene is not None:
+        frame["scene"] = sample.scene
     path.write_text(json.dumps(frame, indent=1))
+
+
+def _camera(entry: Mapping[str, Any], number: int, where: str) -> Camera:
+    unknown = set(entry) - {"name", "image", "intrinsic", "camera2lidar"}
+    if unknown:
+        raise ValueError(f"{where}: unknown entries {sorted(unknown)}")
+    image, name = entry.get("image"), entry.get("name", f"camera {number}")
+    hidden = image is None and "image" in entry
+    if not hidden and (not is_text(image) or not image or leaves_folder(image)):
+        raise ValueError(
+            f"{where}: 'image' must be a file name in the folder of the frame, or null where the camera gave none, got "
+            f"{shown(image)}"
+        )
+    if not is_text(name):
+        raise ValueError(f"{where}: 'name' must be a text, got {shown(name)}")
+    if hidden and not {"intrinsic", "camera2lidar"} & set(entry):
+        return failed_camera(name)
+    return Camera(name, _matrix(entry, "intrinsic", 3, where), _matrix(entry, "camera2lidar", 4, where), hidden)
 
 
 def _matrix(entry: Mapping[str, Any], name: str, size: int, where: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from .. import boxes3d
 from ..config import NuScenesConfig
 from ..geometry import rotation_about_z
 from ..structures import Camera, Sample
+from .rig import failed_camera, with_blanks
 from .transforms import (
     MEAN_COLOUR,
     Compose,
@@ -31,7 +32,7 @@ def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
     """
     resize: list[Transform] = [] if config.input_size is None else [ResizeTo(config.input_size)]
     if not training:
-        return EachFrame(Compose(resize))
+        return EachFrame(Compose([CamerasByName(config.cameras), *resize]))
     augment = config.augment
     if augment.resize != (1.0, 1.0) or augment.flip or augment.crop:
         resize = [RandomResizeCropFlip(config.input_size, augment.resize, augment.crop, augment.flip, augment.same)]
@@ -48,6 +49,40 @@ def rig_transform(config: NuScenesConfig, training: bool) -> Transform:
     if config.object_range is not None:
         steps.append(KeepInRange(config.object_range))
     return Compose(steps)
+
+
+class CamerasByName:
+    """Put the cameras of a rig that go by the names a detector knows into its order; those that are not there failed.
+
+    A rig whose cameras have other names stays as it is.
+
+    Args:
+        names: of the detector's cameras.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = tuple(names)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        """Raises ValueError where only some names are known, or one comes twice."""
+        found = [camera.name for camera in sample.cameras or ()]
+        if sample.cameras is None or tuple(found) == self.names or not set(found) & set(self.names):
+            return sample
+        strange = [name for name in found if name not in self.names or found.count(name) > 1]
+        if strange:
+            raise ValueError(
+                f"sample {sample.token!r}: camera {strange[0]!r} comes twice or is none of the detector's "
+                f"({', '.join(self.names)}); a rig has these names for all of its cameras, or for none"
+            )
+        places = [found.index(name) if name in found else None for name in self.names]
+        return sample.replace(
+            images=with_blanks([None if i is None else sample.images[i] for i in places]),
+            cameras=[
+                failed_camera(name) if i is None else sample.cameras[i]
+                for name, i in zip(self.names, places, strict=True)
+            ],
+            original_sizes=[(0, 0) if i is None else sample.original_sizes[i] for i in places],
+        )
 
 
 class ResizeTo:
@@ -141,10 +176,12 @@ class MirrorScene:
         cameras, targets, lidar2global = sample.cameras, sample.targets, sample.lidar2global
         if cameras is not None:
             cameras = [
-                Camera(
-                    camera.name,
-                    np.array([[-1.0, 0, image.shape[1]], [0, 1, 0], [0, 0, 1]]) @ camera.intrinsic @ across[:3, :3],
-                    across @ camera.camera2lidar @ across,
+                replace(
+                    camera,
+                    intrinsic=np.array([[-1.0, 0, image.shape[1]], [0, 1, 0], [0, 0, 1]])
+                    @ camera.intrinsic
+                    @ across[:3, :3],
+                    camera2lidar=across @ camera.camera2lidar @ across,
                 )
                 for camera, image in zip(cameras, images, strict=True)
             ]

@@ -53,6 +53,8 @@ def draw_birds_eye(
     picture = Image.new("RGB", (width, height), PANEL)
     draw = ImageDraw.Draw(picture, "RGBA")
     for camera, (rows, columns) in zip(cameras, sizes, strict=True):
+        if camera.hidden:
+            continue
         _draw_view(draw, camera, rows, columns, to_pixels, reach)
     _draw_rings(draw, origin, scale, reach, unit)
     if points is not None:

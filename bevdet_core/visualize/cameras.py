@@ -44,11 +44,11 @@ def draw_camera(
     tags: list[tuple[float, str, float, float, Color]] = []
     for objects in layers:
         _draw_trails(draw, objects, projection, large, unit)
-    for objects in layers:
+    for objects in () if camera.hidden else layers:
         tags += _draw_objects(draw, objects, projection, large, unit)
     captions = Captions(draw, round(11 * unit))
     if title:
-        captions.reserve(_draw_title(draw, camera.name, unit))
+        captions.reserve(_draw_title(draw, camera.name + " (no image)" * camera.hidden, unit))
     for _, text, left, bottom, color in sorted(tags):
         captions.write(text, left, bottom, color)
     return picture.reduce(OVERSAMPLING)
