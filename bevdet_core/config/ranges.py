@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from .errors import ConfigError
 
 PROBABILITIES = ("dropout", "score_threshold", "flip", "photometric", "grid_mask", "mirror", "crop")
-POSITIVE = ("std", "resize", "scale")
+POSITIVE = ("std", "resize", "scale", "history_gap")
 MAY_BE_ZERO = ("frozen_stages", "groups", "num_proposals")
 MOST_OFTEN = {  # upper bounds by the end of a setting's name; of other whole numbers `MOST`
     **{"_layers": 100, "_levels": 16, "_cameras": 100, "_points": 64, "_stages": 4, "depth": 1000, "queue_length": 100},
