@@ -60,11 +60,9 @@ def start(settings: TrainConfig | None = None) -> Accelerator:
     parallel = DistributedDataParallelKwargs(find_unused_parameters=False, broadcast_buffers=False)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated")  # its successor is not in older versions
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # costs one copy
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     accelerator = Accelerator(
-        cpu=not gpus and not alone,
+        cpu=not gpus,  # and on no other device: the operator has kernels for these two
         mixed_precision=precision,
-        step_scheduler_with_optimizer=False,
         kwargs_handlers=[parallel],
     )
     return accelerator

@@ -167,6 +167,7 @@ def test_checkpoints(seeds, check, tmp_path):
             seed,
             outcome(lambda: Detector.load(path, "cpu")),
             "small.safetensors",
+            " must ",
             "model.",
             "data.",
             "train.",

@@ -117,10 +117,11 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert steps == list(range(1, len(steps) + 1))
 
 
-def test_a_run_that_is_killed_ten_times_ends_with_the_same_weights(long_run, nursery, tmp_path):
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.soak) for seed in range(2, 12))])
+def test_a_run_that_is_killed_ten_times_ends_with_the_same_weights(long_run, nursery, tmp_path, seed):
     command, whole = long_run
     run = tmp_path / "killed"
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     for step in sorted(rng.choice(20, 10, replace=False).tolist()):
         child = nursery.start([*command, run, "--resume"])
         wait_until(lambda run=run, step=step: last_step(run) >= step, child)

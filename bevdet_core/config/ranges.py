@@ -9,7 +9,7 @@ from .errors import ConfigError
 
 PROBABILITIES = ("dropout", "score_threshold", "flip", "photometric", "grid_mask", "mirror", "crop")
 POSITIVE = ("std", "resize", "scale", "history_gap")
-MAY_BE_ZERO = ("frozen_stages", "groups", "num_proposals")
+MAY_BE_ZERO = ("frozen_stages",)
 MOST_OFTEN = {  # upper bounds by the end of a setting's name; of other whole numbers `MOST`
     **{"_layers": 100, "_levels": 16, "_cameras": 100, "_points": 64, "_stages": 4, "depth": 1000, "queue_length": 100},
     **{"embed_dim": 8192, "num_heads": 8192, "width": 8192, "size_divisor": 4096, "stages": 8192, "bev_shape": 2000},
@@ -32,6 +32,8 @@ def check_ranges(section: str, settings: object) -> None:
         if value is None and "None" not in str(setting.type):
             raise ConfigError(f"{section}.{name} must have a value")
         low, high = _range(name, "int" in str(setting.type))
+        if setting.default == 0:  # what can be left out counts from 0
+            low = min(low, 0)
         for number in _numbers(value):
             if not low <= number <= high:
                 raise ConfigError(f"{section}.{name} must lie between {low:g} and {high:g}, got {number!r}")

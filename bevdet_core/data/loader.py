@@ -135,7 +135,7 @@ class EpochOrder(Sampler[Draw]):
     ) -> None:
         if samples < 1:
             raise ValueError("the data set has no samples")
-        self.evaluated = share_of_evaluation(samples, rank, world_size, scenes)
+        self.evaluated = [] if training else share_of_evaluation(samples, rank, world_size, scenes)
         self.samples = samples
         self.batch_size = batch_size
         self.seed = seed

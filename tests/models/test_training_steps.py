@@ -13,6 +13,7 @@ from bevdet_core.structures import CameraRig, ImageBatch, Targets
 BACKBONE = {"depth": 18, "width": 8, "norm": "affine", "frozen_stages": 1}
 WIDTH = {"embed_dim": 32, "num_heads": 4, "ffn_dim": 32, "num_queries": 7, "dropout": 0.1}
 PLAIN = {**WIDTH, "encoder_layers": 2, "decoder_layers": 2}
+RIGS = ("detr3d", "bevformer", "petr")
 DETECTORS = {
     "detr": {"name": "detr", **PLAIN, "backbone": {**BACKBONE, "out_stages": [4]}},
     "deformable": {"name": "deformable_detr", **PLAIN, "backbone": BACKBONE},
@@ -24,12 +25,17 @@ DETECTORS = {
         **{"name": "detr3d", **WIDTH, "backbone": BACKBONE},
         **{"num_layers": 2, "num_levels": 3, "num_cameras": 2, "perspective": True},
     },
+    "bevformer": {
+        **{"name": "bevformer", **WIDTH, "backbone": BACKBONE, "encoder_layers": 2, "decoder_layers": 2},
+        **{"num_levels": 3, "num_cameras": 2, "bev_shape": [6, 6]},
+    },
+    "petr": {"name": "petr", **WIDTH, "backbone": {**BACKBONE, "out_stages": [3, 4]}, "num_layers": 2},
 }
 
 
 @pytest.fixture(params=DETECTORS)
 def config(request) -> Config:
-    data = {"name": "nuscenes" if "num_cameras" in DETECTORS[request.param] else "coco", "classes": ["car", "bus"]}
+    data = {"name": "nuscenes" if DETECTORS[request.param]["name"] in RIGS else "coco", "classes": ["car", "bus"]}
     return load_config({"model": DETECTORS[request.param], "data": data})
 
 
@@ -37,7 +43,7 @@ def example(config: Config, objects: tuple[int, int]) -> tuple[ImageBatch, list[
     """Two samples with so many objects."""
     torch.manual_seed(1)
     rig, numbers = None, 4
-    if hasattr(config.model, "num_cameras"):
+    if config.model.name in RIGS:
         lidar2img = torch.tensor([[32.0, -32, 0, 0], [16, 0, -32, 0], [1, 0, 0, 0], [0, 0, 0, 1]])
         rig, numbers = CameraRig(lidar2img.expand(2, 2, 4, 4)), 9
     cameras = 1 if rig is None else 2
