@@ -44,7 +44,7 @@ def forward(
     _, _, Q, _, L, P = attention_weights.shape
     weights = _activate(attention_weights, weight_activation)
     seen = _seen(reference_points, visible)
-    out = _zeros((B, Q, M * D), weights.dtype)
+    out = weights.new_empty(B, Q, M * D)  # the kernel writes all of it
     if out.numel() == 0:
         return out.to(value.dtype)
     kernel = partial(

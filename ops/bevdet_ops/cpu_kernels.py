@@ -222,7 +222,7 @@ def scatter(D, rows, start, stride, index, factor, first, last, other, position)
 @cached_njit
 def attend(value, value_strides, reference, reference_strides, box, offsets, offset_strides, weights, weight_strides,
            seen, tables, sizes, out, begin, end):  # fmt: skip
-    """The output rows [M * D] of items b * Q + q in begin..end, summed over cameras; `out` starts as zeros."""
+    """The output rows [M * D] of items b * Q + q in begin..end, summed over cameras."""
     N, Q, M, D, L, P, Z = sizes
     count = M * L * P
     index = np.empty((4, count), np.int32)
@@ -235,6 +235,7 @@ def attend(value, value_strides, reference, reference_strides, box, offsets, off
     for item in range(begin, end):
         b = item // Q
         q = item - b * Q
+        out[item * M * D : (item + 1) * M * D] = 0
         for n in range(N):
             if not seen[(b * N + n) * Q + q]:
                 continue

@@ -59,8 +59,9 @@ def restore_threads():
     torch.set_num_threads(threads)
 
 
+@pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.usefixtures("restore_threads")
-def test_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_bits_for_any_number_of_threads(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from bevdet_ops import cpu_kernels, cpu_threads
 
     def only_kernels() -> list[torch.Tensor]:
@@ -72,6 +73,10 @@ def test_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) ->
         workers.add(threading.get_ident())
         return attend(*arguments)
 
+    if not openmp:
+        monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
+    elif cpu_threads._openmp() is None:
+        pytest.skip("torch came without an OpenMP library")
     attend, workers = cpu_kernels.attend, set()
     monkeypatch.setattr(cpu_kernels, "attend", counting)
     torch.set_num_threads(1)
@@ -82,11 +87,15 @@ def test_same_bits_for_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) ->
         for _ in range(3):
             assert all(torch.equal(a, b) for a, b in zip(only_kernels(), wanted, strict=True))
     assert len(workers) > 1
-    assert cpu_threads._pool is not None
 
 
+@pytest.mark.parametrize("openmp", [True, False])
 @pytest.mark.usefixtures("restore_threads")
-def test_two_python_threads_at_once() -> None:
+def test_two_python_threads_at_once(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bevdet_ops import cpu_threads
+
+    if not openmp:
+        monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
     torch.set_num_threads(2)
     wanted = {seed: outputs(seed) for seed in range(4)}
     found: dict[int, list[list[torch.Tensor]]] = {}
@@ -247,3 +256,22 @@ def test_module_trains() -> None:
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < losses[0] / 4
+
+
+@pytest.mark.parametrize("openmp", [True, False])
+@pytest.mark.usefixtures("restore_threads")
+def test_errors_in_threads_reach_the_caller(openmp: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bevdet_ops import cpu_threads
+
+    def kernel(begin: int, end: int) -> None:
+        if begin <= 13 < end:
+            raise ArithmeticError("item 13")
+
+    if not openmp:
+        monkeypatch.setattr(cpu_threads, "_openmp", lambda: None)
+    torch.set_num_threads(2)
+    with pytest.raises(ArithmeticError, match="item 13"):
+        cpu_threads.parallel_for(kernel, 100, 1e9)
+    covered: list[int] = []
+    cpu_threads.parallel_for(lambda begin, end: covered.extend(range(begin, end)), 100, 1e9)
+    assert sorted(covered) == list(range(100))
