@@ -90,9 +90,9 @@ def backward(
     samples = _samples(reference_points, sampling_offsets, weights, seen)
     nanoseconds = 0.4 * B * N * Q * M * L * P * D
 
-    grad_value, grad_reference, grad_offsets, grad_weights = (
-        _zeros(tensor.shape, weights.dtype) if tensor is not None and needed else None
-        for tensor, needed in zip((value, reference_points, sampling_offsets, weights), needs_grad, strict=True)
+    grad_reference, grad_offsets, grad_weights = (
+        torch.zeros(tensor.shape, dtype=weights.dtype) if tensor is not None and needed else None
+        for tensor, needed in zip((reference_points, sampling_offsets, weights), needs_grad[1:], strict=True)
     )
     needs = tuple(grad is not None for grad in (grad_reference, grad_offsets, grad_weights))
     if any(needs) and grad_output.numel():
@@ -109,6 +109,10 @@ def backward(
             needs,
         )
         parallel_for(kernel, B * Q, nanoseconds)
+    grad_value = None
+    sparse = 4 * M * L * P * D * int(seen.sum()) < value.numel()  # of large maps, few samples reach little
+    if needs_grad[0]:
+        grad_value = (_lazy_zeros if sparse else torch.zeros)(value.shape, dtype=weights.dtype)
     if grad_value is not None and grad_output.numel():
         kernel = partial(
             differentiate_value,
@@ -118,7 +122,8 @@ def backward(
             flat(grad_output)[0],
             flat(grad_value)[0],
         )
-        parallel_for(kernel, B * N * M * L * -(-D // CHANNEL_BLOCK), nanoseconds)
+        # Threads that meet new pages interrupt each other for longer than the few samples take.
+        parallel_for(kernel, B * N * M * L * -(-D // CHANNEL_BLOCK), 0.0 if sparse else nanoseconds)
     return (
         None if grad_value is None else grad_value.to(value.dtype),
         grad_reference,
@@ -151,10 +156,8 @@ def flat(tensor: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
     return memory.view(BITS.get(tensor.dtype, tensor.dtype)).numpy(), strides
 
 
-def _zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros at the start of a cache line. The system hands out their pages at the first touch: a gradient of large
-    maps that few samples reach costs what they touch.
-    """
+def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros at the start of a cache line, whose pages the system hands out at the first touch: they cost what is used."""
     size, line = math.prod(shape), 64
     element = torch.finfo(dtype).bits // 8
     memory = np.zeros(size + line // element, {4: np.float32, 8: np.float64}[element])
