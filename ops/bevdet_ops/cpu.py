@@ -157,7 +157,7 @@ def flat(tensor: Tensor) -> tuple[np.ndarray, tuple[int, ...]]:
 
 
 def _lazy_zeros(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Zeros at the start of a cache line, whose pages the system hands out at the first touch: they cost what is used."""
+    """Zeros at the start of a cache line; pages come at the first touch, so that unused ones cost nothing."""
     size, line = math.prod(shape), 64
     element = torch.finfo(dtype).bits // 8
     memory = np.zeros(size + line // element, {4: np.float32, 8: np.float64}[element])
