@@ -13,11 +13,11 @@ from .bev_encoder import BevEncoder, BevEncoderLayer, BevGrid, PreviousView
 from .bev_memory import BevMemory, SeenFrame, rounds
 from .cameras import calibration, camera_features, check_features
 from .deformable_transformer import DeformableDecoderLayer, FeatureTokens
-from .detr3d import decode
 from .ego_motion import SIGNALS, EgoMotion, FramePose, frame_poses, motion_between, stack_motions
-from .perspective import PerspectiveHead, look
+from .perspective import look
 from .position import LearnedPositionEmbedding
 from .query_head import BoxQueryHead
+from .rig_detector import RigDetector
 from .transformer import flatten_levels, xavier_init
 
 PUBLISHED_LEVELS = 4  # level embeddings that the published networks have, however few levels they read
@@ -145,7 +145,7 @@ class BevFormerHead(BoxQueryHead):
         return self.refine(attend, len(bev), proposals)
 
 
-class BevFormer(nn.Module):
+class BevFormer(RigDetector):
     """The detector.
 
     Args:
@@ -155,11 +155,10 @@ class BevFormer(nn.Module):
         history: look back at earlier frames; otherwise every frame stands alone.
         max_gap: a frame that came more than this many seconds before is no history.
         release_quirks: see `config.BevFormerConfig`.
-        perspective: reads the finest level too; see `PerspectiveHead`. None: nothing does.
-        post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
-        max_detections: the best (query, class) pairs kept per frame.
-        score_threshold: detections that do not score higher are dropped.
+        others: the further arguments of `RigDetector`.
     """
+
+    head: BevFormerHead
 
     def __init__(
         self,
@@ -169,16 +168,10 @@ class BevFormer(nn.Module):
         history: bool = True,
         max_gap: float = 2.0,
         release_quirks: bool = False,
-        perspective: PerspectiveHead | None = None,
-        post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
-        max_detections: int = 300,
-        score_threshold: float = 0.0,
+        *others,
     ) -> None:
-        super().__init__()
-        self.backbone, self.neck, self.head, self.perspective = backbone, neck, head, perspective
+        super().__init__(backbone, neck, head, *others)
         self.history, self.max_gap, self.release_quirks = history, max_gap, release_quirks
-        self.post_center_range = tuple(post_center_range)
-        self.max_detections, self.score_threshold = max_detections, score_threshold
 
     def new_memory(self) -> BevMemory | None:
         """A memory for frames that come in the order of time; None where every frame stands alone."""
@@ -210,9 +203,7 @@ class BevFormer(nn.Module):
         bev = self.encode(batch, features, lanes, memory)
         predictions = self.head(bev, None if cells is None else cells.proposals)
         memory.forget_others(lanes)
-        if cells is not None and self.training and batch.targets is not None:
-            predictions.paired = {"perspective": cells.paired(batch.targets)}
-        return predictions
+        return self.with_cells(predictions, cells, batch)
 
     @torch.no_grad()
     def look_back(self, history: ImageBatch, memory: BevMemory) -> None:
@@ -263,11 +254,3 @@ class BevFormer(nn.Module):
             return motion, torch.stack(views), None
         filled = [torch.zeros_like(views[0]) if last is None else last.bev for last in seen]
         return motion, torch.stack(filled), torch.tensor([last is not None for last in seen], device=device)
-
-    def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The detections of each frame, best first.
-
-        Returns:
-            (scores [n], labels [n], boxes [n, 9]) per frame; boxes as in `Targets`.
-        """
-        return decode(predictions, self.max_detections, self.post_center_range, self.score_threshold)

@@ -5,18 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from bevdet_ops import multi_camera_deformable_attention
 
-from .. import boxes3d
 from ..geometry import locate_in_images
 from ..structures import CameraRig, ImageBatch, Predictions
 from .cameras import calibration, camera_features, check_features
-from .heads import inverse_sigmoid, top_predictions
-from .perspective import PerspectiveHead, look
+from .heads import inverse_sigmoid
+from .perspective import look
 from .query_head import BoxQueryHead
+from .rig_detector import RigDetector
 from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
 
 
@@ -154,33 +153,8 @@ class Detr3dHead(BoxQueryHead):
         return self.refine(attend, B, proposals)
 
 
-class Detr3d(nn.Module):
-    """The detector.
-
-    Args:
-        backbone: images [B, 3, H, W] -> feature maps.
-        neck: feature maps -> the levels that the head reads.
-        head: see `Detr3dHead`.
-        perspective: reads the finest level too; see `PerspectiveHead`. None: nothing does.
-        post_center_range: (x0, y0, z0, x1, y1, z1) in metres; detections with a centre outside are dropped.
-        max_detections: the best (query, class) pairs kept per frame.
-        score_threshold: detections that do not score higher are dropped.
-    """
-
-    def __init__(
-        self,
-        backbone: nn.Module,
-        neck: nn.Module,
-        head: nn.Module,
-        perspective: PerspectiveHead | None = None,
-        post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
-        max_detections: int = 300,
-        score_threshold: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.neck, self.head, self.perspective = backbone, neck, head, perspective
-        self.post_center_range = tuple(post_center_range)
-        self.max_detections, self.score_threshold = max_detections, score_threshold
+class Detr3d(RigDetector):
+    """The detector around a `Detr3dHead`, or another that reads the neck's levels; arguments as for `RigDetector`."""
 
     def forward(self, batch: ImageBatch) -> Predictions:
         """Detect objects in rig frames. While training, `batch.targets` feed the perspective head.
@@ -192,9 +166,7 @@ class Detr3d(nn.Module):
         features = camera_features(self.backbone, self.neck, batch, rig.hidden)
         cells = look(self.perspective, features[0], batch, rig)
         predictions = self.read(features, batch, rig, None if cells is None else cells.proposals)
-        if cells is not None and self.training and batch.targets is not None:
-            predictions.paired = {"perspective": cells.paired(batch.targets)}
-        return predictions
+        return self.with_cells(predictions, cells, batch)
 
     def read(
         self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Tensor | None
@@ -202,27 +174,3 @@ class Detr3d(nn.Module):
         """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l], and of proposed centres."""
         size = (batch.images.shape[-2], batch.images.shape[-1])
         return self.head(features, rig.lidar2img, size, rig.hidden, proposals)
-
-    def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """The detections of each frame, best first.
-
-        Returns:
-            (scores [n], labels [n], boxes [n, 9]) per frame; boxes as in `Targets`.
-        """
-        return decode(predictions, self.max_detections, self.post_center_range, self.score_threshold)
-
-
-@torch.no_grad()
-def decode(
-    predictions: Predictions,
-    max_detections: int,
-    post_center_range: Sequence[float],
-    score_threshold: float = 0.0,
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Detections of the last layer: the best (query, class) pairs, then the filters; see `Detr3d`."""
-    scores, labels, queries = top_predictions(predictions.logits[-1].float(), max_detections)
-    codes = predictions.boxes[-1].float()
-    boxes = boxes3d.decode(codes.take_along_dim(queries[..., None], 1))  # [B, n, 9]
-    low, high = boxes.new_tensor(post_center_range).chunk(2)
-    keep = ((boxes[..., :3] >= low) & (boxes[..., :3] <= high)).all(-1) & (scores > score_threshold)
-    return [(s[k], c[k], b[k]) for s, c, b, k in zip(scores, labels, boxes, keep, strict=True)]

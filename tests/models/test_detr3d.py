@@ -14,7 +14,8 @@ from bevdet_core import boxes3d
 from bevdet_core.config import BackboneConfig, ConfigError, Detr3dConfig
 from bevdet_core.geometry import locate_in_images
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
-from bevdet_core.models.detr3d import CameraCrossAttention, Detr3dHead, decode
+from bevdet_core.models.detr3d import CameraCrossAttention, Detr3dHead
+from bevdet_core.models.rig_detector import decode
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions, Targets
 
 RANGE = (-20.0, -20.0, -3.0, 20.0, 20.0, 3.0)

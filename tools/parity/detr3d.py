@@ -14,7 +14,7 @@ from bevdet_core.config import BackboneConfig, Detr3dConfig, Detr3dLossConfig
 from bevdet_core.convert import load_official
 from bevdet_core.convert.detr3d import DETR3D, turn_code
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
-from bevdet_core.models.detr3d import decode
+from bevdet_core.models.rig_detector import decode
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions, Targets
 
 from . import common, mmdet
