@@ -110,20 +110,20 @@ def backward(
         )
         parallel_for(kernel, B * Q, nanoseconds)
     grad_value = None
-    sparse = 4 * M * L * P * D * int(seen.sum()) < value.numel()  # of large maps, few samples reach little
     if needs_grad[0]:
+        sparse = 4 * M * L * P * D * int(seen.sum()) < value.numel()  # of large maps, few samples reach little
         grad_value = (_lazy_zeros if sparse else torch.zeros)(value.shape, dtype=weights.dtype)
-    if grad_value is not None and grad_output.numel():
-        kernel = partial(
-            differentiate_value,
-            *samples,
-            levels,
-            (N, Q, M, D, L, P, Z, S),
-            flat(grad_output)[0],
-            flat(grad_value)[0],
-        )
-        # Threads that meet new pages interrupt each other for longer than the few samples take.
-        parallel_for(kernel, B * N * M * L * -(-D // CHANNEL_BLOCK), 0.0 if sparse else nanoseconds)
+        if grad_output.numel():
+            kernel = partial(
+                differentiate_value,
+                *samples,
+                levels,
+                (N, Q, M, D, L, P, Z, S),
+                flat(grad_output)[0],
+                flat(grad_value)[0],
+            )
+            # Threads that meet new pages interrupt each other for longer than the few samples take.
+            parallel_for(kernel, B * N * M * L * -(-D // CHANNEL_BLOCK), 0.0 if sparse else nanoseconds)
     return (
         None if grad_value is None else grad_value.to(value.dtype),
         grad_reference,
