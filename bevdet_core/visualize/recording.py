@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -60,7 +61,7 @@ def write_recording(moments: Iterable[Moment], path: str | Path) -> Path:
     return path
 
 
-def _rerun() -> Any:
+def _rerun() -> ModuleType:
     install = "pip install 'bevdet-core[viz]'"
     try:
         import rerun
@@ -73,7 +74,7 @@ def _rerun() -> Any:
     return rerun
 
 
-def _set_the_scene(rr: rerun, recording: rerun.RecordingStream, sample: Sample) -> None:
+def _set_the_scene(rr: ModuleType, recording: rerun.RecordingStream, sample: Sample) -> None:
     """How the viewer lays it out: the world above, the cameras below."""
     names = [camera.name for camera in sample.cameras or ()]
     views = [rr.blueprint.Spatial2DView(origin=f"world/rig/{name}", name=name) for name in names]
@@ -83,7 +84,7 @@ def _set_the_scene(rr: rerun, recording: rerun.RecordingStream, sample: Sample) 
     recording.log("world", rr.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
 
-def _log_cameras(rr: rerun, recording: rerun.RecordingStream, sample: Sample) -> None:
+def _log_cameras(rr: ModuleType, recording: rerun.RecordingStream, sample: Sample) -> None:
     for camera, image in zip(sample.cameras or (), sample.images, strict=True):
         entity = f"world/rig/{camera.name}"
         pose = camera.camera2lidar
@@ -98,7 +99,7 @@ def _log_cameras(rr: rerun, recording: rerun.RecordingStream, sample: Sample) ->
         recording.log(entity, rr.EncodedImage(contents=packed.getvalue(), media_type="image/jpeg"))
 
 
-def _log_objects(rr: rerun, recording: rerun.RecordingStream, objects: Objects) -> None:
+def _log_objects(rr: ModuleType, recording: rerun.RecordingStream, objects: Objects) -> None:
     """Boxes and trails below the rig, whose frame they are in."""
     entity = "world/rig/truth" if objects.scores is None else "world/rig/predicted"
     boxes, everyone = objects.boxes, range(len(objects))
