@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak lint docs clean
 
 # A detector from nothing: render a world, train on it, score it on scenes that it has not seen, draw what it finds.
 demo: $(VENV)/demo.stamp
@@ -22,6 +22,10 @@ soak: $(VENV)/dev.stamp
 	$(BIN)/pytest -m soak
 	$(BIN)/python tools/check_wheel.py
 
+# The manual and the API reference, into site/; a link that leads nowhere is an error.
+docs: $(VENV)/docs.stamp
+	$(BIN)/mkdocs build
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -37,5 +41,9 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[nuscenes,coco,export,video,viz,dev]"
 	touch $@
 
+$(VENV)/docs.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	$(RM) -r $(VENV) build dist
+	$(RM) -r $(VENV) build dist site

@@ -39,7 +39,7 @@ ATTRIBUTES = ("", "pedestrian.sitting_lying_down", *sorted({name for pair in _AT
 class Detections:
     """The objects found in one sample.
 
-    Example:
+    Examples:
         >>> found = Detections(torch.tensor([0.9, 0.2]), torch.tensor([0, 1]), torch.rand(2, 4), ("cat", "dog"))
         >>> [found.class_names[label] for label in found.above(0.5).labels]
         ['cat']

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ Input = str | Path | Image.Image | np.ndarray | Sample
 class Detector:
     """A model with its class names and the way its images are prepared.
 
-    Example:
+    Examples:
         >>> detector = Detector.load("runs/detr3d/model.safetensors")      # doctest: +SKIP
         >>> detections = detector.predict("frame.json", threshold=0.3)     # doctest: +SKIP
         >>> detections.draw().save("frame.png")                            # doctest: +SKIP
@@ -85,13 +85,23 @@ class Detector:
         """Detect in frame after frame of a live rig, with what came before in mind."""
         return Stream(self)
 
+    @overload
+    def predict(  # type: ignore[overload-overlap]  # a str is a sequence of str, and taken as one input
+        self, inputs: Input, threshold: float = ..., batch_size: int = ..., memory: BevMemory | None = ...
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self, inputs: Sequence[Input], threshold: float = ..., batch_size: int = ..., memory: BevMemory | None = ...
+    ) -> list[Detections]: ...
+
     def predict(
         self,
         inputs: Input | Sequence[Input],
         threshold: float = 0.0,
         batch_size: int = 1,
         memory: BevMemory | None = None,
-    ):
+    ) -> Detections | list[Detections]:
         """Detect objects.
 
         Args:
@@ -181,7 +191,7 @@ class Stream:
     rig may change between frames: what is remembered lies in the lidar's frame, not in a camera's. Detectors that look
     at each frame alone give what `Detector.predict` gives.
 
-    Example:
+    Examples:
         >>> stream = detector.stream()                        # doctest: +SKIP
         >>> for frame in frames:                              # doctest: +SKIP
         ...     detections = stream.predict(frame, threshold=0.3)

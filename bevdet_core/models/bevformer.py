@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -155,7 +156,7 @@ class BevFormer(RigDetector):
         history: look back at earlier frames; otherwise every frame stands alone.
         max_gap: a frame that came more than this many seconds before is no history.
         release_quirks: see `config.BevFormerConfig`.
-        others: the further arguments of `RigDetector`.
+        *others: the further arguments of `RigDetector`.
     """
 
     head: BevFormerHead
@@ -168,7 +169,7 @@ class BevFormer(RigDetector):
         history: bool = True,
         max_gap: float = 2.0,
         release_quirks: bool = False,
-        *others,
+        *others: Any,
     ) -> None:
         super().__init__(backbone, neck, head, *others)
         self.history, self.max_gap, self.release_quirks = history, max_gap, release_quirks
