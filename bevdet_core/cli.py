@@ -268,12 +268,21 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
 
 
 class _HelpSettings(argparse.Action):
-    """Prints every setting with its type, default and meaning."""
+    """Prints settings with types, defaults and meaning: those of a configuration that was named before, or all."""
 
     def __call__(self, parser, namespace, values, option_string=None) -> None:
-        from .config import settings_parser
+        from .config import DATA, MODELS, TrainConfig, load_config, settings_parser
 
-        print(settings_parser().format_help())
+        file = getattr(namespace, "config", None)
+        parts: list[dict[str, type]]
+        if file is not None:
+            config = load_config(file)
+            parts = [{"model": type(config.model)}, {"data": type(config.data)}]
+        else:
+            parts = [*({"model": kind} for kind in MODELS.values()), *({"data": kind} for kind in DATA.values())]
+        parts.append({"train": TrainConfig})
+        for types in parts:
+            print(settings_parser(types).format_help())
         parser.exit()
 
 
@@ -282,7 +291,12 @@ def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.Ar
         prog=f"bevdet {verb}", description=function.__doc__, epilog=EPILOG if settings else None, allow_abbrev=False
     )
     if settings:
-        parser.add_argument("--help_settings", nargs=0, action=_HelpSettings, help="list all settings and leave")
+        parser.add_argument(
+            "--help_settings",
+            nargs=0,
+            action=_HelpSettings,
+            help="list all settings, of a named configuration its own, and leave",
+        )
     return parser
 
 

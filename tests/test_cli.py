@@ -35,8 +35,18 @@ def test_all_settings_are_listed(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help_settings"])
     text = capsys.readouterr().out
-    assert "--model.num_queries" in text
+    for name in ("model.num_queries", "model.two_stage", "model.bev_shape", "data.cbgs", "data.short_side"):
+        assert f"--{name}" in text
     assert "--train.warmup_steps" in text
+
+
+def test_the_settings_of_a_configuration_are_listed(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "configs/coco/detr_r50.yaml", "--help_settings"])
+    text = capsys.readouterr().out
+    for name in ("model.pre_norm", "data.short_side", "train.warmup_steps"):
+        assert f"--{name}" in text
+    assert "--data.cbgs" not in text
 
 
 def test_print_config_gives_what_train_takes_back(small, tmp_path, capsys):
