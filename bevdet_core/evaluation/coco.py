@@ -62,12 +62,12 @@ class CocoMetrics:
         if len(found) < len(self.classes):
             caption += f"\nno objects of {len(self.classes) - len(found)} other classes"
         table = Table(title="COCO detection", caption=caption, show_footer=True)
-        table.add_column("class", footer="all", no_wrap=True)
+        table.add_column("class", footer="all", overflow="fold")  # a narrow terminal folds names, not numbers
         total = sum(values["objects"] for values in found.values())
-        table.add_column("count", footer=f"{total:.0f}", justify="right")
+        table.add_column("count", footer=f"{total:.0f}", justify="right", no_wrap=True)
         columns = [*NUMBERS[:6], "AR100"]
         for name in columns:
-            table.add_column(name, footer=_shown(self.numbers[name]), justify="right")
+            table.add_column(name, footer=_shown(self.numbers[name]), justify="right", no_wrap=True)
         for name, values in found.items():
             table.add_row(name, f"{values['objects']:.0f}", *(_shown(values[column]) for column in columns))
         return table

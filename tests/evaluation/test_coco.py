@@ -228,6 +228,19 @@ def test_the_report_shows_classes_with_objects(config: CocoConfig) -> None:
     assert "owl" not in text
 
 
+def test_a_narrow_terminal_shows_all_digits(config: CocoConfig) -> None:
+    index = CocoDataset(config).index
+    metrics = evaluate_results(perturbed(index), index, index.image_id.tolist(), list(NAMES.values()))
+    metrics.classes = {f"construction_vehicle_{name}": values for name, values in metrics.classes.items()}
+    console = Console(file=io.StringIO(), width=80)
+    metrics.print(console)
+    text = console.file.getvalue()
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+    for value in (*metrics.summary().values(), *(v for row in metrics.classes.values() for v in row.values())):
+        assert value < 0 or f"{value:.3f}" in text or f"{value:.0f}" in text
+
+
 def test_results_of_a_test_split_are_written_for_the_server(root: Path, tmp_path: Path) -> None:
     tables = json.loads((root / "annotations" / "instances_val2017.json").read_text())
     del tables["annotations"]
