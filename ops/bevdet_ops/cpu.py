@@ -39,18 +39,20 @@ def forward(
 ) -> Tensor:
     """Multi-camera deformable attention, [B, Q, M * D]; `library` describes the arguments."""
     from bevdet_ops.cpu_kernels import attend
+    from bevdet_ops.cpu_samples import ACTIVATIONS
 
     B, N, _, M, D = value.shape
     _, _, Q, _, L, P = attention_weights.shape
-    weights = _activate(attention_weights, weight_activation)
     seen = _seen(reference_points, visible)
-    out = weights.new_empty(B, Q, M * D)  # the kernel writes all of it
+    out = attention_weights.new_empty(B, Q, M * D)  # the kernel writes all of it
     if out.numel() == 0:
         return out.to(value.dtype)
     kernel = partial(
         attend,
         *flat(_with_rows(value)),
-        *_samples(reference_points, sampling_offsets, weights, seen),
+        *_samples(reference_points, sampling_offsets, attention_weights, seen),
+        # In the kernel, for an activated copy takes longer to write and read than to compute.
+        ACTIVATIONS[weight_activation],
         np.tile(np.repeat(_levels(spatial_shapes), P, axis=1), M),
         (N, Q, M, D, L, P, reference_points.shape[4]),
         flat(out)[0],

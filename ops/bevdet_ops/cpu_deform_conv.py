@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from bevdet_ops.cpu import flat
-from bevdet_ops.cpu_kernels import cached_njit, corners, dot, gather, scatter, slopes
+from bevdet_ops.cpu_kernels import dot, gather, scatter
+from bevdet_ops.cpu_samples import cached_njit, corners, slopes
 from bevdet_ops.cpu_threads import parallel_for
 
 CHANNEL_BLOCK = 32

@@ -1,4 +1,4 @@
-"""Three operations on rows of channels, written in LLVM vector code: numba's own loops reach a tenth of their speed.
+"""What numba does not write well itself, in LLVM code: rows of channels, at ten times its speed, and exponentials.
 
 A sample has four corners. ``index[c, s]`` is the row of corner c of sample s and ``factor[c, s]`` its factor; row r
 starts at element ``start + r * stride`` of a flat array. `width` is a literal: so many channels are handled at once, in
@@ -83,6 +83,68 @@ def scatter_rows(typing, width, rows, start, stride, index, factor, first, last,
 
     i64 = types.int64
     return types.void(width, rows, i64, i64, index, factor, i64, i64, other, i64), codegen
+
+
+@intrinsic(prefer_literal=True)
+def place_samples(typing, width, base, column, offsets, offset, weights, source, x, y, weight, at):
+    """``x[at:][:width] = base[0] + base[2] * every other of offsets[offset:]``, y from the others, and the weights.
+
+    Of each row of `base`, the columns from `column` on.
+    """
+
+    def codegen(context, builder, signature, arguments):
+        _, base_, column_, offsets_, offset_, weights_, source_, x_, y_, weight_, at_ = arguments
+        vector = _vector(context, x, width)
+        count = vector.count
+        pairs = ir.VectorType(vector.element, 2 * count)
+        both = _load_vector(builder, _pointer(context, builder, offsets, offsets_, pairs, offset_))
+        for axis, (target, target_) in enumerate(((x, x_), (y, y_))):
+            lanes = ir.Constant(ir.VectorType(I32, count), list(range(axis, 2 * count, 2)))
+            own = builder.shuffle_vector(both, both, lanes)
+            place, scale = (
+                _load_vector(builder, _pointer(context, builder, base, base_, vector, row, column_))
+                for row in (axis, axis + 2)
+            )
+            result = builder.fadd(place, builder.fmul(own, scale))
+            _store_vector(builder, result, _pointer(context, builder, target, target_, vector, at_))
+        own = _load_vector(builder, _pointer(context, builder, weights, weights_, vector, source_))
+        _store_vector(builder, own, _pointer(context, builder, weight, weight_, vector, at_))
+        return context.get_dummy_value()
+
+    i64 = types.int64
+    return types.void(width, base, i64, offsets, i64, weights, i64, x, y, weight, i64), codegen
+
+
+@intrinsic
+def exponential(typing, x):
+    """The power of e to a float, in loops that LLVM can turn into vectors where it is of 32 bits; to 2e-7 of itself."""
+
+    def codegen(context, builder, signature, arguments):
+        (x_,) = arguments
+        kind = x_.type
+        if kind != ir.FloatType():
+            return builder.call(builder.module.declare_intrinsic("llvm.exp", [kind]), [x_])
+
+        def constant(number):
+            return ir.Constant(kind, number)
+
+        # e^x = 2^n e^r with |r| <= ln(2) / 2, a Taylor series; of NaN, n is 0 and r is NaN.
+        above, below = (builder.fcmp_ordered(*test) for test in ((">", x_, constant(-87.0)), ("<", x_, constant(88.0))))
+        safe = builder.select(builder.and_(above, below), x_, constant(0.0))
+        half = builder.select(builder.fcmp_ordered("<", safe, constant(0.0)), constant(-0.5), constant(0.5))
+        n = builder.fptosi(_multiply_add(builder, safe, constant(1.4426950408889634), half), I32)
+        whole = builder.sitofp(n, kind)
+        high, low = constant(-0.693359375), constant(2.12194440e-4)  # ln(2) in two parts: n times the first is exact
+        r = _multiply_add(builder, whole, low, _multiply_add(builder, whole, high, x_))
+        total = constant(1.0 / 5040)
+        for factor in (1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
+            total = _multiply_add(builder, total, r, constant(factor))
+        bits = builder.shl(builder.add(n, ir.Constant(I32, 127)), ir.Constant(I32, 23))
+        result = builder.fmul(total, builder.bitcast(bits, kind))
+        result = builder.select(builder.fcmp_ordered("<=", x_, constant(-87.0)), constant(0.0), result)
+        return builder.select(builder.fcmp_ordered(">=", x_, constant(88.0)), constant(float("inf")), result)
+
+    return x(x), codegen
 
 
 def _vector(context, array_type, width):

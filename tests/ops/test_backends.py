@@ -90,6 +90,22 @@ def test_what_hidden_cameras_hold_does_not_matter(backend) -> None:
     assert outcomes[0][0].isfinite().all()
 
 
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax"])
+def test_weights_of_any_size(backend, activation: str) -> None:
+    """Among them masked samples (-inf), and numbers whose exponentials no float holds."""
+    device = "cuda" if backend.__name__.endswith("cuda") else "cpu"
+    case = cuda_cases.Case(D=8, P=4, activation=activation)
+    value, shapes, points, offsets, weights, *rest = cuda_cases.tensors(case, device)
+    weights[..., 1:] *= torch.tensor([30.0, 300.0, 3000.0], device=device)
+    weights[:, :, ::2, :, :, 0] = -float("inf")
+    found = backend.forward(value, shapes, points, offsets, weights, *rest)
+    rows = weights.double()
+    activated = rows.sigmoid() if activation == "sigmoid" else rows.flatten(-2).softmax(-1).view_as(rows)
+    visible, _, reduction = rest
+    wanted = backend.forward(value, shapes, points, offsets, activated.float(), visible, "none", reduction)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_samples_without_a_place_read_zero(backend) -> None:
     device = "cuda" if backend.__name__.endswith("cuda") else "cpu"
     case = cuda_cases.Case(D=8, numbers=4, P=4)
