@@ -77,6 +77,25 @@ def rotation_about_z(angle: float) -> np.ndarray:
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
 
 
+def inverse_projection(
+    lidar2img: Tensor,  # [..., 4, 4], the last row (0, 0, 0, 1)
+) -> tuple[Tensor, Tensor]:
+    """From pixels back into space, in float64: float32 and TF32 would move far points by centimetres and metres.
+
+    Returns:
+        (rays [..., 3, 3], centre [..., 3]): pixel (u, v) at depth d shows the point rays @ (u d, v d, d) + centre in
+        metres, lidar frame.
+    """
+    # By cofactors: a call to a linear algebra library would wait for the GPU, and exported graphs have none.
+    linear, offset = lidar2img[..., :3, :3].double(), lidar2img[..., :3, 3].double()
+    first, second, third = linear.unbind(-2)
+    cofactors = torch.stack(
+        [torch.linalg.cross(second, third), torch.linalg.cross(third, first), torch.linalg.cross(first, second)], -1
+    )
+    rays = cofactors / (first * cofactors[..., 0]).sum(-1)[..., None, None]
+    return rays, -(rays * offset[..., None, :]).sum(-1)
+
+
 def project_points(
     points: Tensor,  # [B, Q, 3] metres, lidar frame
     lidar2img: Tensor,  # [B, N, 4, 4]

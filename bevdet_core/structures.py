@@ -98,6 +98,14 @@ class CameraRig:
     hidden: Tensor | None = None  # [B, N] bool, True where a camera gave no image, or is none; None: nowhere
     lidar2ego: Tensor | None = None  # [B, 4, 4] float64
     can_bus: Tensor | None = None  # [B, 18] float64
+    shown: Tensor | None = None  # [K] int64, positions in B * N that the network looks at; follows from `hidden`
+
+    def __post_init__(self) -> None:
+        # Here, where a batch is made: within the network it would wait for the GPU, and end a compiled graph.
+        if self.hidden is not None and self.shown is None:
+            shown = self.visible.flatten().nonzero()[:, 0]
+            # Where all are hidden, the network sees the blank images.
+            self.shown = shown if len(shown) else torch.arange(self.hidden.numel(), device=self.hidden.device)
 
     @property
     def visible(self) -> Tensor:

@@ -7,6 +7,7 @@ from pyquaternion import Quaternion
 
 from bevdet_core.geometry import (
     MIN_DEPTH,
+    inverse_projection,
     pose,
     project_points,
     quaternion_to_matrix,
@@ -70,3 +71,15 @@ def test_projection_is_exact_under_autocast() -> None:
     torch.testing.assert_close(pixels.double(), expected, rtol=1e-5, atol=1e-4)
     half, _ = project_points(points.bfloat16(), lidar2img)
     assert half.dtype == torch.float32
+
+
+def test_a_pixel_with_its_depth_leads_back_to_the_point() -> None:
+    intrinsic = np.diag([1266.0, 1266, 1, 1])
+    intrinsic[:2, 2] = 816, 491
+    lidar2img = np.stack([intrinsic @ pose([0.5, -0.5, 0.5, -0.5 + shift], [0.3, -0.4, shift]) for shift in (0, 0.1)])
+    rays, centre = inverse_projection(torch.from_numpy(lidar2img).float())
+    assert rays.dtype == centre.dtype == torch.float64
+    points = np.array([3.0, 40.0, -1.0, 1.0])
+    for n in range(2):
+        seen = lidar2img[n].astype(np.float32) @ points
+        np.testing.assert_allclose(rays[n] @ seen[:3] + centre[n].numpy(), points[:3], atol=1e-9)

@@ -119,6 +119,7 @@ def test_rigs_of_one_batch_may_differ_in_cameras_and_some_may_have_failed() -> N
     assert batch.rig.hidden is not None
     assert batch.rig.visible.tolist() == [[True, False], [True, False]]
     assert batch.to("cpu").rig.hidden.tolist() == [[False, True], [False, True]]
+    assert batch.to("cpu").rig.shown.tolist() == [0, 2]
     assert batch.images.shape == (2, 2, 3, 8, 9)
     assert not batch.images[:, 1].any()  # a picture of a camera that failed is not looked at
     assert batch.images[:, 0].any()

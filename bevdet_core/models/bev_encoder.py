@@ -47,7 +47,7 @@ class BevGrid(nn.Module):
         hidden: Tensor | None = None,  # [B, N] bool, cameras that see nothing; None: no such one
     ) -> tuple[Tensor, Tensor]:
         """Where cameras see the anchors: locations [B, N, H W, Z, 2], visible [B, N, H W, Z]."""
-        points = self.pillars.expand(len(lidar2img), -1, -1)
+        points = self.pillars.expand(lidar2img.shape[0], -1, -1)
         locations, visible = locate_in_images(points, lidar2img, image_size, hidden)
         return locations.unflatten(2, (-1, self.anchors)), visible.unflatten(2, (-1, self.anchors))
 
@@ -68,7 +68,8 @@ class BevGrid(nn.Module):
         column, row = (source * source.new_tensor([columns, rows])).floor().long().unbind(-1)
         inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
         index = (row * columns + column).where(inside, 0)[..., None]  # [B, H W, 1]
-        return torch.take_along_dim(bev, index, 1) * inside[..., None]
+        # Not take_along_dim, which would fix an exported graph's batch size.
+        return bev.gather(1, index.expand(-1, -1, bev.shape[-1])) * inside[..., None]
 
 
 @dataclass
@@ -136,7 +137,7 @@ class BevEncoder(nn.Module):
         """The view [B, H W, D]."""
         spatial = (tokens, spatial_shapes, locations, visible.any(-1))
         centres = self.grid.centres
-        here = centres.expand(len(query), -1, -1)
+        here = centres.expand(query.shape[0], -1, -1)
         there = here
         if previous is not None:
             shift = previous.shift if previous.known is None else previous.shift * previous.known[:, None]

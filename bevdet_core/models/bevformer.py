@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Any
 
@@ -138,12 +138,12 @@ class BevFormerHead(BoxQueryHead):
 
         See `Predictions`; its hidden states and references are filled in.
         """
-        view = FeatureTokens(bev, (self.grid.shape,), None, bev.new_ones(len(bev), 1, 2))
+        view = FeatureTokens(bev, (self.grid.shape,), None, bev.new_ones(bev.shape[0], 1, 2))
 
         def attend(layer: nn.Module, query: Tensor, query_pos: Tensor, reference: Tensor) -> Tensor:
             return layer(view, query, query_pos, reference[:, :, None, :2])
 
-        return self.refine(attend, len(bev), proposals)
+        return self.refine(attend, bev.shape[0], proposals)
 
 
 class BevFormer(RigDetector):
@@ -191,7 +191,6 @@ class BevFormer(RigDetector):
             ValueError: the batch has no calibration, or another number of cameras than the head; frames of a scene
                 that are not in the order of time; no poses, where there is history to use.
         """
-        rig = calibration(batch, "BEVFormer")
         lanes: Sequence[Hashable] = range(len(batch.images))
         if memory is None or not self.history:
             memory = BevMemory(self.max_gap)
@@ -199,12 +198,39 @@ class BevFormer(RigDetector):
                 self.look_back(batch.history, memory)
         elif batch.scenes:
             lanes = batch.scenes
-        features = camera_features(self.backbone, self.neck, batch, rig.hidden)
-        cells = look(self.perspective, features[0], batch, rig)
-        bev = self.encode(batch, features, lanes, memory)
-        predictions = self.head(bev, None if cells is None else cells.proposals)
+        predictions, _ = self._detect(batch, partial(self.encode, batch, lanes=lanes, memory=memory))
         memory.forget_others(lanes)
-        return self.with_cells(predictions, cells, batch)
+        return predictions
+
+    def step(
+        self, batch: ImageBatch, motion: EgoMotion, previous: Tensor | None = None, known: Tensor | None = None
+    ) -> tuple[Predictions, Tensor]:
+        """Detect objects in frames whose past is at hand; nothing is looked up or remembered.
+
+        This is the detector from tensors to tensors: what a compiled or an exported graph is made of.
+
+        Args:
+            batch: the frames, each of another lane.
+            motion: since the frames before; see `BevFormerHead.encode`, as for the others.
+            previous: [B, rows * columns, D] the views of the frames before.
+            known: [B] bool.
+
+        Returns:
+            The predictions, and the views [B, rows * columns, D] for the frames that follow.
+        """
+        rig = calibration(batch, "BEVFormer")
+        size = (batch.images.shape[-2], batch.images.shape[-1])
+        past = (motion, previous, known, rig.hidden)
+        return self._detect(batch, lambda features: self.head.encode(features, rig.lidar2img, size, *past))
+
+    def _detect(self, batch: ImageBatch, encode: Callable[[list[Tensor]], Tensor]) -> tuple[Predictions, Tensor]:
+        """Predictions and views of frames; `encode` makes the views from the levels of all cameras."""
+        rig = calibration(batch, "BEVFormer")
+        features = camera_features(self.backbone, self.neck, batch, rig.shown)
+        cells = look(self.perspective, features[0], batch, rig)
+        bev = encode(features)
+        predictions = self.head(bev, None if cells is None else cells.proposals)
+        return self.with_cells(predictions, cells, batch), bev
 
     @torch.no_grad()
     def look_back(self, history: ImageBatch, memory: BevMemory) -> None:
@@ -213,7 +239,7 @@ class BevFormer(RigDetector):
         self.eval()
         try:
             rig = calibration(history, "BEVFormer")
-            features = camera_features(self.backbone, self.neck, history, rig.hidden)
+            features = camera_features(self.backbone, self.neck, history, rig.shown)
             self.encode(history, features, history.owners, memory)
         finally:
             self.train(was_training)

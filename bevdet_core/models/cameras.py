@@ -21,7 +21,7 @@ def calibration(batch: ImageBatch, detector: str) -> CameraRig:
     return batch.rig
 
 
-def camera_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch, hidden: Tensor | None) -> list[Tensor]:
+def camera_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch, shown: Tensor | None) -> list[Tensor]:
     """The feature maps of all cameras, L x [B, N, D, H_l, W_l].
 
     Hidden cameras get features of 0 without a pass through the network: blank images would cost time and spoil the
@@ -31,18 +31,17 @@ def camera_features(backbone: nn.Module, neck: nn.Module, batch: ImageBatch, hid
         backbone: images [K, 3, H, W] -> feature maps.
         neck: feature maps -> levels.
         batch: B rig frames of N cameras.
-        hidden: [B, N] bool; None: no camera is.
+        shown: [K] int64, see `CameraRig.shown`; None: all.
     """
     images = batch.images.flatten(0, 1)
-    shown = None
-    if hidden is not None and not hidden.all():
-        shown = (~hidden).flatten().nonzero()[:, 0]
+    if shown is not None:
         images = images[shown]
     # One pass for all cameras; channels last is what CPU and tensor-core convolutions want.
     features = neck(backbone(images.contiguous(memory_format=torch.channels_last)))
+    B, N = batch.images.shape[:2]
     if shown is not None:
-        features = [f.new_zeros(batch.sizes[..., 0].numel(), *f.shape[1:]).index_copy(0, shown, f) for f in features]
-    return [f.unflatten(0, batch.images.shape[:2]) for f in features]
+        features = [f.new_zeros(B * N, *f.shape[1:]).index_copy(0, shown, f) for f in features]
+    return [f.unflatten(0, (B, N)) for f in features]
 
 
 def check_features(features: Sequence[Tensor], num_cameras: int, num_levels: int) -> None:

@@ -163,7 +163,7 @@ class Detr3d(RigDetector):
             ValueError: the batch has no calibration, or more cameras than the head.
         """
         rig = calibration(batch, type(self).__name__.upper())
-        features = camera_features(self.backbone, self.neck, batch, rig.hidden)
+        features = camera_features(self.backbone, self.neck, batch, rig.shown)
         cells = look(self.perspective, features[0], batch, rig)
         predictions = self.read(features, batch, rig, None if cells is None else cells.proposals)
         return self.with_cells(predictions, cells, batch)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..geometry import project_points
+from ..geometry import inverse_projection, project_points
 from ..structures import CameraRig, ImageBatch, PairedQueries, Targets
 from .heads import set_class_prior
 
@@ -58,18 +58,18 @@ class Cells:
             torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)]),
         )
 
-    @torch.no_grad()
     def best_centres(self, count: int) -> Tensor:
         """[B, count, 3] metres, lidar frame: where the likeliest objects stand, of neighbouring cells the likeliest.
 
-        Fewer cells than `count` are repeated.
+        They have no gradient. Fewer cells than `count` are repeated.
         """
-        scores = self.logits.float().amax(-1)  # [B, N, H, W]
+        scores = self.logits.detach().float().amax(-1)  # [B, N, H, W]
         peak = scores == F.max_pool2d(scores, 3, 1, 1)
         shown = peak if self.hidden is None else peak & ~self.hidden[:, :, None, None]
         ranked = scores.masked_fill(~shown, -torch.inf).flatten(1).sort(descending=True, stable=True).indices
         chosen = ranked[:, torch.arange(count, device=ranked.device) % ranked.shape[1]]
-        return self.codes.flatten(1, 3)[..., [0, 1, 4]].take_along_dim(chosen[..., None], 1)
+        # Not take_along_dim, which would fix an exported graph's batch size.
+        return self.codes.detach().flatten(1, 3)[..., [0, 1, 4]].gather(1, chosen[..., None].expand(-1, -1, 3))
 
 
 class PerspectiveHead(nn.Module):
@@ -115,10 +115,9 @@ class PerspectiveHead(nn.Module):
         columns = torch.arange(W, device=answers.device) + 0.5
         u, v = (columns + answers[..., 0]) * stride, (rows + answers[..., 1]) * stride
         depth = START_DEPTH * answers[..., 2].clamp(-4, 4).exp()
-        img2lidar = torch.linalg.inv(lidar2img.float())[:, :, None, None]  # [B, N, 1, 1, 4, 4]
+        rays, origin = (x.to(answers.dtype)[:, :, None, None] for x in inverse_projection(lidar2img))
         seen = torch.stack([u * depth, v * depth, depth], -1)
-        origin = img2lidar[..., :3, 3]
-        centre = (img2lidar[..., :3, :3] * seen[..., None, :]).sum(-1) + origin  # [B, N, H, W, 3]
+        centre = (rays * seen[..., None, :]).sum(-1) + origin  # [B, N, H, W, 3]
         cos, sin = F.normalize((centre - origin)[..., :2].detach(), dim=-1).unbind(-1)
         yaw_sin = answers[..., 6] * cos + answers[..., 7] * sin
         yaw_cos = answers[..., 7] * cos - answers[..., 6] * sin

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..geometry import inverse_projection
 from .heads import inverse_sigmoid
 from .position import SinePositionEmbedding, sine_embedding
 
@@ -60,10 +61,10 @@ class RayEmbedding(nn.Module):
         pixels = torch.stack(
             [columns.expand(shape), rows[:, None].expand(shape), torch.ones_like(columns).expand(shape)], -1
         )
-        # float64 and no matmul: float32 and TF32 would move far points by centimetres and metres.
-        img2lidar = torch.linalg.inv(lidar2img.double()).to(self.depths.dtype)[:, :, None, None]  # [B, N, 1, 1, 4, 4]
-        rays = (img2lidar[..., :3, :3] * pixels[..., None, :]).sum(-1)  # [B, N, H, W, 3], one metre of depth long
-        return img2lidar[..., None, :3, 3] + self.depths[:, None] * rays[..., None, :]
+        img2lidar, centre = (x.to(self.depths.dtype)[:, :, None, None] for x in inverse_projection(lidar2img))
+        # No matmul, for the sake of TF32.
+        rays = (img2lidar * pixels[..., None, :]).sum(-1)  # [B, N, H, W, 3], one metre of depth long
+        return centre[..., None, :] + self.depths[:, None] * rays[..., None, :]
 
     def forward(self, shape: tuple[int, int], lidar2img: Tensor, image_size: tuple[int, int]) -> Tensor:
         """Arguments as for `points`; returns [B, N, dim, H, W]."""

@@ -1,0 +1,279 @@
+"""Detectors from tensors to tensors: what an exported graph takes and gives, by kind of detector."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import boxes3d
+from ..boxes import cxcywh_to_xyxy
+from ..config import BevFormerConfig, CocoConfig, NuScenesConfig
+from ..detector import Detector
+from ..geometry import pose, yaw_to_quaternion
+from ..models.ego_motion import SIGNALS, EgoMotion, FramePose, motion_between, stack_motions
+from ..structures import CameraRig, ImageBatch
+
+SCORES = "0 to 1; a query may name several classes"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or an output of a graph."""
+
+    dtype: str
+    shape: tuple[int | str, ...]  # a name where the size is free, or no number that matters
+    meaning: str
+
+
+class Graph(nn.Module):
+    """A detector from tensors to tensors, for images of one size and any number of samples.
+
+    Args:
+        detector: the detector; its model is moved to the CPU and put into evaluation mode.
+        size: (height, width) of the padded images.
+    """
+
+    def __init__(self, detector: Detector, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.model: Any = detector.model.cpu()
+        self.config, self.size = detector.config, size
+        self.eval()
+
+    @property
+    def inputs(self) -> dict[str, Port]:
+        """The inputs in the order of `forward`."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> dict[str, Port]:
+        """The outputs in the order of `forward`."""
+        raise NotImplementedError
+
+    @property
+    def ranked(self) -> bool:
+        """Whether queries start at places that are chosen by rank, so that their order hangs on the last digit."""
+        return bool(getattr(self.config.model, "two_stage", False) or getattr(self.config.model, "num_proposals", 0))
+
+    def examples(self, batch_size: int) -> dict[str, Tensor]:
+        """Random input, the same for the same batch size."""
+        raise NotImplementedError
+
+    def difference(self, name: str, ours: Tensor, theirs: Tensor) -> Tensor:
+        """How far two values of an output are apart, relative where a number is larger than 1."""
+        return (ours - theirs).abs() / ours.abs().clamp(min=1)
+
+
+class ImageGraph(Graph):
+    """A 2D detector."""
+
+    def forward(
+        self,
+        images: Tensor,  # [B, 3, H, W] normalised, 0 under padding
+        sizes: Tensor,  # [B, 2] int64, (height, width) without padding
+    ) -> tuple[Tensor, Tensor]:
+        """Scores [B, Q, C] and boxes [B, Q, 4], (x0, y0, x1, y1) as fractions of the image without padding."""
+        predictions = self.model(ImageBatch(images[:, None], sizes[:, None]))
+        return self.model.scores(predictions.logits[-1]), cxcywh_to_xyxy(predictions.boxes[-1])
+
+    @property
+    def inputs(self) -> dict[str, Port]:
+        shape = ("batch", 3, *self.size)
+        return {
+            "images": Port("float32", shape, "normalised, 0 under padding at the right and below"),
+            "sizes": Port("int64", ("batch", 2), "(height, width) of each image without padding, in pixels"),
+        }
+
+    @property
+    def outputs(self) -> dict[str, Port]:
+        boxes = "(x0, y0, x1, y1) as fractions of the image without padding"
+        return {
+            "scores": Port("float32", ("batch", "query", "class"), SCORES),
+            "boxes": Port("float32", ("batch", "query", 4), boxes),
+        }
+
+    def examples(self, batch_size: int) -> dict[str, Tensor]:
+        """Noise, in images of several sizes."""
+        generator = torch.Generator().manual_seed(batch_size)
+        fraction = 1 - 0.4 * torch.rand(batch_size, 2, generator=generator)
+        sizes = (fraction * torch.tensor(self.size)).long().clamp(min=1)
+        batch = ImageBatch(torch.randn(batch_size, 1, 3, *self.size, generator=generator), sizes[:, None])
+        return {"images": batch.images.masked_fill(batch.mask[:, :, None], 0)[:, 0], "sizes": sizes}
+
+
+class RigGraph(Graph):
+    """A 3D detector that looks at each frame alone."""
+
+    def forward(
+        self,
+        images: Tensor,  # [B, N, 3, H, W] normalised, 0 under padding
+        lidar2img: Tensor,  # [B, N, 4, 4] float32, see Camera.lidar2img
+    ) -> tuple[Tensor, Tensor]:
+        """Scores [B, Q, C] and boxes [B, Q, 9] in the lidar frame, as in `Targets`."""
+        predictions = self.model(self.batch(images, lidar2img))
+        return predictions.logits[-1].sigmoid(), boxes3d.decode(predictions.boxes[-1])
+
+    @staticmethod
+    def batch(images: Tensor, lidar2img: Tensor) -> ImageBatch:
+        """The batch that images and calibration are."""
+        sizes = torch.tensor(images.shape[-2:]).expand(*images.shape[:2], 2)
+        return ImageBatch(images, sizes, CameraRig(lidar2img))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Their names, in order."""
+        assert isinstance(self.config.data, NuScenesConfig)
+        return self.config.data.cameras
+
+    @property
+    def inputs(self) -> dict[str, Port]:
+        cameras = self.cameras
+        place = "takes (x, y, z, 1) in metres of the lidar frame to (u d, v d, d, 1), u and v in pixels of `images`"
+        return {
+            "images": Port("float32", ("batch", len(cameras), 3, *self.size), f"of {', '.join(cameras)}"),
+            "lidar2img": Port("float32", ("batch", len(cameras), 4, 4), place),
+        }
+
+    @property
+    def outputs(self) -> dict[str, Port]:
+        boxes = "(x, y, z, w, l, h, yaw, vx, vy) in the lidar frame: metres, radians from the x axis, m/s"
+        return {
+            "scores": Port("float32", ("batch", "query", "class"), SCORES),
+            "boxes": Port("float32", ("batch", "query", 9), boxes),
+        }
+
+    def examples(self, batch_size: int) -> dict[str, Tensor]:
+        """Noise, in rings of cameras that look around from 1.5 m above the lidar's origin."""
+        generator = torch.Generator().manual_seed(batch_size)
+        cameras = len(self.cameras)
+        rings = [ring(cameras, self.size, 0.1 * b) for b in range(batch_size)]
+        images = torch.randn(batch_size, cameras, 3, *self.size, generator=generator)
+        return {"images": images, "lidar2img": torch.stack(rings)}
+
+    def difference(self, name: str, ours: Tensor, theirs: Tensor) -> Tensor:
+        """See `Graph`; headings are compared the short way round."""
+        gap = super().difference(name, ours, theirs)
+        if name == "boxes":
+            turn = (ours[..., 6] - theirs[..., 6]).abs()
+            gap[..., 6] = torch.minimum(turn, 2 * math.pi - turn)
+        return gap
+
+
+class BevGraph(RigGraph):
+    """BEVFormer without history."""
+
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,  # as in `RigGraph`
+        lidar2img: Tensor,
+        signals: Tensor,  # [B, 18] float32, see models.ego_motion
+    ) -> tuple[Tensor, ...]:
+        """Scores and boxes as in `RigGraph`."""
+        motion = EgoMotion(signals, torch.zeros_like(signals[:, :2]), torch.zeros_like(signals[:, 0]))
+        return self.answer(images, lidar2img, motion)[:2]
+
+    def answer(self, images: Tensor, lidar2img: Tensor, motion: EgoMotion, *past: Tensor) -> tuple[Tensor, ...]:
+        """Scores, boxes and the view."""
+        predictions, bev = self.model.step(self.batch(images, lidar2img), motion, *past)
+        return predictions.logits[-1].sigmoid(), boxes3d.decode(predictions.boxes[-1]), bev
+
+    @property
+    def inputs(self) -> dict[str, Port]:
+        meaning = "motion as in bevdet_core.models.ego_motion, position and degrees as differences to the last frame"
+        return {**super().inputs, "signals": Port("float32", ("batch", SIGNALS), meaning)}
+
+    def examples(self, batch_size: int) -> dict[str, Tensor]:
+        """Those of `RigGraph`, and the first moment of a drive."""
+        return {**super().examples(batch_size), "signals": drive(batch_size, past=False).signals}
+
+
+class StreamGraph(BevGraph):
+    """BEVFormer with history: the view that it gives goes into the call for the next frame."""
+
+    def forward(  # type: ignore[override]
+        self,
+        images: Tensor,  # as in `BevGraph`
+        lidar2img: Tensor,
+        signals: Tensor,
+        shift: Tensor,  # [B, 2], see `EgoMotion`
+        turn: Tensor,  # [B], see `EgoMotion`
+        previous: Tensor,  # [B, rows * columns, D] the view of the frame before
+        known: Tensor,  # [B] bool, whether there is one
+    ) -> tuple[Tensor, ...]:
+        """Scores and boxes as in `RigGraph`, and the view [B, rows * columns, D]."""
+        return self.answer(images, lidar2img, EgoMotion(signals, shift, turn), previous, known)
+
+    @property
+    def view(self) -> tuple[int, int]:
+        """The (cells, channels) of a view."""
+        rows, columns = self.model.head.grid.shape
+        return rows * columns, self.model.head.bev_embed.embedding_dim
+
+    @property
+    def inputs(self) -> dict[str, Port]:
+        return {
+            **super().inputs,
+            "shift": Port("float32", ("batch", 2), "metres along x and y since the last frame, in axes as turned now"),
+            "turn": Port("float32", ("batch",), "radians about z since the last frame"),
+            "previous": Port("float32", ("batch", *self.view), "the output `bev` of the last frame"),
+            "known": Port(
+                "bool", ("batch",), "false in the first frame of a drive, where `previous` may hold anything"
+            ),
+        }
+
+    @property
+    def outputs(self) -> dict[str, Port]:
+        return {**super().outputs, "bev": Port("float32", ("batch", *self.view), "`previous` of the next frame")}
+
+    def examples(self, batch_size: int) -> dict[str, Tensor]:
+        """Those of `RigGraph` in the middle of a drive, where every second sample begins one."""
+        motion = drive(batch_size, past=True)
+        generator = torch.Generator().manual_seed(batch_size)
+        return {
+            **super().examples(batch_size),
+            "signals": motion.signals,
+            "shift": motion.shift,
+            "turn": motion.turn,
+            "previous": torch.randn(batch_size, *self.view, generator=generator),
+            "known": torch.arange(batch_size) % 2 == 0,
+        }
+
+
+def graph_of(detector: Detector, size: tuple[int, int]) -> Graph:
+    """The graph of a detector for padded images of (height, width)."""
+    if isinstance(detector.config.data, CocoConfig):
+        return ImageGraph(detector, size)
+    model = detector.config.model
+    if isinstance(model, BevFormerConfig):
+        return StreamGraph(detector, size) if model.queue_length > 1 else BevGraph(detector, size)
+    return RigGraph(detector, size)
+
+
+def ring(cameras: int, size: tuple[int, int], start: float) -> Tensor:
+    """lidar2img [N, 4, 4] of cameras that look around, the first one `start` radians from the x axis."""
+    height, width = size
+    intrinsic = np.array([[0.7 * width, 0, width / 2, 0], [0, 0.7 * width, height / 2, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    out = []
+    for azimuth in start + 2 * np.pi * np.arange(cameras) / cameras:
+        c, s = np.cos(azimuth), np.sin(azimuth)
+        lidar2camera = np.array([[s, -c, 0, 0.01], [0, 0, -1, 1.5], [c, s, 0, 0.02], [0, 0, 0, 1]])
+        out.append(intrinsic @ lidar2camera)
+    return torch.from_numpy(np.array(out, np.float32))
+
+
+def drive(batch_size: int, past: bool) -> EgoMotion:
+    """The motion of cars half a second after another moment, or at the beginning."""
+    motions = []
+    for b in range(batch_size):
+        frames = [
+            FramePose(
+                "", pose(yaw_to_quaternion(0.4 * b + 0.1 * i), [100.0 + 4 * i, 7.0 * b + i, 1.0]), timestamp=i / 2
+            )
+            for i in range(2)
+        ]
+        motions.append(motion_between(frames[1], frames[0] if past else None))
+    return stack_motions(motions, torch.device("cpu"))
