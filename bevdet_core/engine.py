@@ -121,13 +121,15 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
             network.train()
             with StopSignals() as stop:
                 loader.start(epoch, first_batch=state.step % steps_per_epoch * settings.accumulate)
-                batches = iter(loader)
+                with log.waiting():
+                    batches = iter(loader)
                 for _ in range(state.step % steps_per_epoch, steps_per_epoch):
                     lr = learning_rate(settings, state.step, steps_per_epoch)
                     for group in optimizer.param_groups:
                         group["lr"] = lr * group["lr_factor"]
                     for part in range(1, settings.accumulate + 1):
-                        batch, targets = next(batches)
+                        with log.waiting():
+                            batch, targets = next(batches)
                         if targets is None:
                             tokens = list(batch.tokens)
                             raise ValueError(f"the training split has samples without annotations: {tokens}")
@@ -162,6 +164,10 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
             finished = epoch + 1 == settings.epochs
             if not finished and settings.evaluate_epochs and (epoch + 1) % settings.evaluate_epochs == 0:
                 run_evaluation(run / "evaluation" / f"epoch-{epoch + 1:03d}")
+        if log.pace.images:
+            log.say(
+                f"trained at {log.pace.rate:.1f} images/s, {log.pace.waiting:.1%} of the time waiting for the loader"
+            )
         if main:
             checkpoint.save(run / "model.safetensors", detector.checkpoint())
         return run_evaluation(run / "evaluation")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +15,25 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .files import write_text
+
+
+@dataclass
+class Pace:
+    """How quickly some steps went."""
+
+    images: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0  # seconds of them, for the next batch
+
+    @property
+    def rate(self) -> float:
+        """Camera images per second."""
+        return self.images / max(self.seconds, 1e-9)
+
+    @property
+    def waiting(self) -> float:
+        """The share of the time that was spent waiting for the loader, 0 to 1."""
+        return self.waited / max(self.seconds, 1e-9)
 
 
 class RunLog:
@@ -51,7 +72,9 @@ class RunLog:
         self._task = self._progress.add_task(
             "train", total=total_steps, completed=start_step, epoch="1", loss=float("nan"), rate=0.0
         )
-        self._images, self._since = 0, time.perf_counter()
+        self.pace = Pace()  # of all steps since the start, without evaluations
+        self._recent = Pace()  # since the last line
+        self._waited, self._since = 0.0, time.perf_counter()  # in this step; its start
 
     def __enter__(self) -> RunLog:
         self._progress.start()
@@ -65,16 +88,27 @@ class RunLog:
             self._board.close()
             self._file.close()
 
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for the loader."""
+        start = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - start
+
     def advance(self, epoch: str, images: int) -> None:
         """Count one step and the camera images that went into it."""
-        self._images += images
+        now = time.perf_counter()
+        for pace in (self._recent, self.pace):
+            pace.images += images
+            pace.seconds += now - self._since
+            pace.waited += self._waited
+        self._waited, self._since = 0.0, now
         self._progress.update(self._task, advance=1, epoch=epoch)
 
     def training(self, step: int, epoch: float, losses: Mapping[str, float], lr: float, grad_norm: float) -> None:
         """One line about the steps since the last one; `losses` holds "total" and the terms."""
-        rate = self._images / max(time.perf_counter() - self._since, 1e-9)
-        self._images, self._since = 0, time.perf_counter()
-        self._progress.update(self._task, loss=losses["total"], rate=rate)
+        pace, self._recent = self._recent, Pace()
+        self._progress.update(self._task, loss=losses["total"], rate=pace.rate)
         terms = {name: value for name, value in losses.items() if name != "total"}
         self._write(
             {
@@ -83,7 +117,8 @@ class RunLog:
                 "loss": losses["total"],
                 "lr": lr,
                 "grad_norm": grad_norm,
-                "images_per_second": round(rate, 2),
+                "images_per_second": round(pace.rate, 2),
+                "loader_wait": round(pace.waiting, 4),
                 "losses": terms,
             }
         )
@@ -93,7 +128,7 @@ class RunLog:
         """One line about an evaluation."""
         self._write({"step": step, "epoch": round(epoch, 4), "metrics": dict(metrics)})
         self._draw("val", metrics, step)
-        self._images, self._since = 0, time.perf_counter()
+        self._waited, self._since = 0.0, time.perf_counter()
 
     def say(self, message: str) -> None:
         """A line for the reader, above the bar."""
