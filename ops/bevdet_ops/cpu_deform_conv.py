@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from bevdet_ops.cpu import flat
+from bevdet_ops.cpu_compile import cached_njit
 from bevdet_ops.cpu_kernels import dot, gather, scatter
-from bevdet_ops.cpu_samples import cached_njit, corners, slopes
+from bevdet_ops.cpu_samples import corners, slopes
 from bevdet_ops.cpu_threads import parallel_for
 
 CHANNEL_BLOCK = 32

@@ -9,7 +9,8 @@ handles a range of independent items and leaves the others' results alone.
 
 import numpy as np
 
-from bevdet_ops.cpu_samples import activate, cached_njit, corners, drop_outside, place, slopes
+from bevdet_ops.cpu_compile import cached_njit
+from bevdet_ops.cpu_samples import activate, corners, drop_outside, place, slopes
 from bevdet_ops.cpu_vector import dot_rows, gather_rows, scatter_rows
 
 

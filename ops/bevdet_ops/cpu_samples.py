@@ -8,21 +8,13 @@ enough for the vectoriser.
 # (an intrinsic's first argument is numba's, not the caller's)
 
 import numpy as np
-from numba import njit
 
+from bevdet_ops.cpu_compile import cached_njit
 from bevdet_ops.cpu_vector import exponential, place_samples
 
 SIGMOID, SOFTMAX = 1, 2
 ACTIVATIONS = {"none": 0, "sigmoid": SIGMOID, "softmax": SOFTMAX}  # of the weights
 i32 = np.int32  # numba widens sums of 32-bit integers to 64 bits, and vectors would hold half as many
-
-
-def cached_njit(function):
-    """Compile at the first call, without the GIL, and keep the machine code on disk for later processes."""
-    try:
-        return njit(nogil=True, error_model="numpy", cache=True)(function)
-    except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
-        return njit(nogil=True, error_model="numpy")(function)
 
 
 @cached_njit

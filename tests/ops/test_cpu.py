@@ -168,11 +168,16 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_the_first_call_compiles_and_later_processes_load(tmp_path: Path) -> None:
-    first = run(CALL, NUMBA_CACHE_DIR=str(tmp_path)).split()
+    shutil.copytree(PACKAGE, tmp_path / "bevdet_ops", ignore=shutil.ignore_patterns("__pycache__"))
+    places = {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    first = run(CALL, **places).split()
     assert first[1:] == ["0", "0", "0"]
-    later = run(CALL, NUMBA_CACHE_DIR=str(tmp_path)).split()
+    later = run(CALL, **places).split()
     assert later[1:] == ["1", "1", "1"]
     assert float(later[0]) < float(first[0]) / 2
+    with (tmp_path / "bevdet_ops" / "cpu_vector.py").open("a") as called_by_kernels:
+        called_by_kernels.write("# a new version\n")
+    assert run(CALL, **places).split()[1:] == ["0", "0", "0"]
 
 
 def test_package_folder_that_cannot_be_written(tmp_path: Path) -> None:
