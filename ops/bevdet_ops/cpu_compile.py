@@ -14,7 +14,7 @@ def cached_njit(function):
     except RuntimeError:  # neither the package's folder nor the user's cache folder can be written
         return njit(nogil=True, error_model="numpy")(function)
     # Of the sources numba looks at the kernel's own file alone, and would keep machine code of what that once called.
-    kernel._cache._cache_file._source_stamp = _sources()
+    kernel._cache._cache_file._source_stamp = _sources()  # type: ignore[attr-defined]
     return kernel
 
 
