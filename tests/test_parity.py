@@ -84,7 +84,11 @@ def test_tool_fails_on_other_outputs(record: Path, monkeypatch, capsys):
     [
         (lambda meta, _: meta.update(source="yolo"), "nothing here computes records of source 'yolo'"),
         (lambda meta, _: meta["weights"]["state_dict"].update({"pts_bbox_head.extra": [1]}), "pts_bbox_head.extra"),
-        (lambda meta, _: meta["config"]["pts_bbox_head"].update(as_two_stage=True), "one stage"),
+        (
+            lambda meta, _: meta["config"]["pts_bbox_head"].update(as_two_stage=True),
+            "pts_bbox_head.as_two_stage = True",
+        ),
+        (lambda meta, _: meta["config"]["pts_bbox_head"]["loss_cls"].update(gamma=1.5), "loss_cls.gamma = 1.5"),
     ],
 )
 def test_tool_says_why_a_record_cannot_be_computed(record: Path, monkeypatch, capsys, edit, message: str):
@@ -145,3 +149,57 @@ def test_full_detr3d_and_empty_frames(record: Path):
     norms = {key for key in state_dict if ".bn" in key or "downsample.1" in key}
     frozen = {key for key in state_dict if key.startswith(("img_backbone.conv1", "img_backbone.layer1."))}
     assert trained == set(state_dict) - norms - frozen - {"pts_bbox_head.code_weights"}
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "message"),
+    [
+        ("img_backbone", {"dcn": {"type": "DCN", "deform_groups": 1}}, "img_backbone.dcn.type = 'DCN'"),
+        ("img_backbone", {"dcn": {"type": "DCNv2", "fallback_on_stride": True}}, "img_backbone.dcn.fallback_on_stride"),
+        ("img_backbone", {"norm_cfg": {"type": "GN", "num_groups": 32}}, "img_backbone.norm_cfg.num_groups"),
+        ("img_backbone", {"dilations": (1, 1, 1, 2)}, r"img_backbone.dilations = \(1, 1, 1, 2\)"),
+        ("img_backbone", {"gen_attention": {}}, "img_backbone.gen_attention = {} is not known"),
+        ("img_neck", {"upsample_cfg": {"mode": "bilinear"}}, "img_neck.upsample_cfg"),
+        ("img_neck", {"act_cfg": {"type": "ReLU"}}, "img_neck.act_cfg"),
+        ("img_neck", {"add_extra_convs": "on_input"}, "img_neck.add_extra_convs must be 'on_output'"),
+        ("img_neck", {"start_level": 2, "relu_before_extra_convs": False}, "img_neck.relu_before_extra_convs"),
+    ],
+)
+def test_settings_of_an_image_network_that_ours_does_not_have_are_named(part: str, settings, message: str):
+    from parity import mmdet
+
+    parts = {
+        "img_backbone": {"type": "ResNet", "depth": 50, "stage_with_dcn": (False, False, True, True)},
+        "img_neck": {"type": "FPN", "in_channels": [256, 512, 1024, 2048], "out_channels": 256, "num_outs": 4,
+                     "start_level": 1, "add_extra_convs": "on_output", "relu_before_extra_convs": True},
+    }  # fmt: skip
+
+    def read() -> int:
+        mmdet.backbone_config(parts["img_backbone"], parts["img_neck"])
+        return mmdet.num_levels(parts["img_neck"])
+
+    assert read() == 4
+    parts[part] |= settings
+    with pytest.raises(ValueError, match=message):
+        read()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"masks": True}, "config.masks = True"),
+        ({"backbone": "resnext50_32x4d"}, "config.backbone = 'resnext50_32x4d'"),
+        ({"look_forward_twice": True}, "config.look_forward_twice = True is not known"),
+    ],
+)
+def test_arguments_that_our_2d_detectors_do_not_have_are_named(shared: Path, settings, message: str):
+    from parity import deformable_detr, detr
+
+    for name, read in (
+        ("ddetr_plain", deformable_detr.deformable_detr_config),
+        ("detr_post_norm", detr.detr_config),
+    ):
+        arguments = check_parity.load_record(shared / "parity" / f"{name}.npz")[0]["config"]
+        read(arguments)
+        with pytest.raises(ValueError, match=message):
+            read(arguments | settings)

@@ -40,13 +40,13 @@ class BackboneConfig:
         frozen_stages: the stem and this many stages get no gradient; 0 trains everything.
         out_stages: the stages (1 to 4, strides 4 to 32) whose feature maps go on to the neck.
         dilation: dilate the last stage instead of striding it (DC5).
-        deformable_stages: stages whose 3x3 convolutions are modulated deformable ones (DCNv2); depth 50 or 101.
+        deformable_stages: stages whose 3x3 convolutions are modulated deformable ones (DCNv2); depth 50 or more.
         stages: (blocks, width) of each of the four stages, where they are not those of `depth` and `width`; `depth`
             then only tells the kind of block (two 3x3 convolutions below 50, bottlenecks from 50 on).
         weights: file with torchvision-named weights to start from (.safetensors or .pth); none: random.
     """
 
-    depth: Literal[18, 34, 50, 101] = 50
+    depth: Literal[18, 34, 50, 101, 152] = 50
     width: int = 64
     style: Literal["pytorch", "caffe"] = "pytorch"
     norm: Literal["frozen", "affine", "batch"] = "frozen"
@@ -161,9 +161,10 @@ class BevFormerConfig:
         perspective: see `Detr3dConfig`.
         num_proposals: likewise.
         release_quirks: what official weights have learned to live with. The previous view is turned about cell (100,
-            100) whatever its size, and shifted and turned by the motion of the ego's origin instead of the lidar's;
-            the turn in degrees enters the network as a plain difference, which may pass 180. (What the release mixes
-            up between the samples of a batch is right here in any case: its weights come from batches of one.)
+            100) whatever its size, as if cells were squares, and shifted and turned by the motion of the ego's origin
+            instead of the lidar's; the turn in degrees enters the network as a plain difference, which may pass 180.
+            (What the release mixes up between the samples of a batch is right here in any case: its weights come from
+            batches of one.)
         loss: matching costs and loss weights.
     """
 

@@ -14,7 +14,7 @@ from ..config import (
     DetrLossConfig,
 )
 
-Depth = Literal[18, 34, 50, 101]
+Depth = Literal[18, 34, 50, 101, 152]
 
 # What our detectors take for granted: the name in `transformers` and its value there.
 _FIXED = {"activation_function": "relu", "num_channels": 3}
@@ -114,7 +114,7 @@ def _backbone(arguments: Mapping[str, Any], out_stages: tuple[int, ...]) -> Back
     details = arguments.get("backbone_config") or {}
     if details.get("model_type") == "timm_backbone" or not details:
         name = details.get("backbone") or arguments.get("backbone") or "resnet50"
-        depths: dict[str, Depth] = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101}
+        depths: dict[str, Depth] = {"resnet18": 18, "resnet34": 34, "resnet50": 50, "resnet101": 101, "resnet152": 152}
         if name not in depths:
             raise ConfigError(f"the backbone {name!r} is not supported, only {', '.join(depths)}")
         # As ours by default, what comes before the second stage is frozen there.
@@ -123,6 +123,8 @@ def _backbone(arguments: Mapping[str, Any], out_stages: tuple[int, ...]) -> Back
         raise ConfigError(f"a backbone of type {details['model_type']!r} is not supported, only ResNets")
     if details.get("downsample_in_first_stage"):
         raise ConfigError("downsample_in_first_stage of the backbone is not supported")
+    if details.get("hidden_act", "relu") != "relu":
+        raise ConfigError(f"hidden_act = {details['hidden_act']!r} of the backbone is not supported, only 'relu'")
     basic = details.get("layer_type", "bottleneck") == "basic"
     channels = details.get("hidden_sizes", (256, 512, 1024, 2048))
     return BackboneConfig(
@@ -135,5 +137,16 @@ def _backbone(arguments: Mapping[str, Any], out_stages: tuple[int, ...]) -> Back
         style="caffe" if details.get("downsample_in_bottleneck") else "pytorch",
         # With their own ResNet the whole backbone is frozen there.
         frozen_stages=4,
-        out_stages=out_stages,
+        out_stages=_stages(details),
     )
+
+
+def _stages(details: Mapping[str, Any]) -> tuple[int, ...]:
+    """The stages whose feature maps a `transformers` ResNet returns; without a word about them, the last."""
+    names = details.get("out_features")
+    if names is None:
+        indices = details.get("out_indices")
+        names = ["stage4"] if indices is None else [f"stage{index}" if index else "stem" for index in indices]
+    if not set(names) <= {f"stage{stage}" for stage in (1, 2, 3, 4)}:
+        raise ConfigError(f"out_features = {list(names)} of the backbone are not supported, only stage1 to stage4")
+    return tuple(int(name.removeprefix("stage")) for name in names)

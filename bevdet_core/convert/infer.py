@@ -17,7 +17,7 @@ from ..config import BackboneConfig, DeformableDetrConfig, DetrConfig
 from ..models.resnet import STAGE_BLOCKS
 
 HEADS = 8
-Depth = Literal[18, 34, 50, 101]
+Depth = Literal[18, 34, 50, 101, 152]
 
 
 def deformable_detr(weights: Mapping[str, Tensor]) -> tuple[DeformableDetrConfig, int]:
@@ -91,4 +91,4 @@ def _backbone(weights: Mapping[str, Tensor], out_stages: tuple[int, ...]) -> Bac
         if wanted == blocks and (depth >= 50) == bottlenecks:
             width = _shape(weights, "backbone.0.body.conv1.weight")[0]
             return BackboneConfig(depth=cast(Depth, depth), width=width, out_stages=out_stages)
-    raise CheckpointError(f"a backbone with {blocks} blocks in its stages is no ResNet-18, 34, 50 or 101")
+    raise CheckpointError(f"a backbone with {blocks} blocks in its stages is no ResNet-18, 34, 50, 101 or 152")

@@ -51,19 +51,22 @@ class BevGrid(nn.Module):
         locations, visible = locate_in_images(points, lidar2img, image_size, hidden)
         return locations.unflatten(2, (-1, self.anchors)), visible.unflatten(2, (-1, self.anchors))
 
-    def turned(self, bev: Tensor, turn: Tensor, centre: tuple[float, float]) -> Tensor:
+    def turned(
+        self, bev: Tensor, turn: Tensor, centre: tuple[float, float], extent: tuple[float, float] | None = None
+    ) -> Tensor:
         """A view as it looks after the rig has turned: the nearest cell for each, 0 from beyond the grid.
 
         Args:
             bev: [B, H W, D].
             turn: [B] radians about z.
             centre: of the turn, (x, y) as fractions of the grid.
+            extent: (x, y) size of the grid in the unit in which a turn keeps lengths; default: metres.
         """
-        metres = self.centres.new_tensor(self.extent, dtype=torch.float64)
+        size = self.centres.new_tensor(extent or self.extent, dtype=torch.float64)
         middle = self.centres.new_tensor(centre, dtype=torch.float64)
-        x, y = ((self.centres.double() - middle) * metres).unbind(-1)  # [H W] each
+        x, y = ((self.centres.double() - middle) * size).unbind(-1)  # [H W] each
         cos, sin = turn.double().cos()[:, None], turn.double().sin()[:, None]
-        source = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) / metres + middle  # [B, H W, 2]
+        source = torch.stack([cos * x - sin * y, sin * x + cos * y], -1) / size + middle  # [B, H W, 2]
         rows, columns = self.shape
         column, row = (source * source.new_tensor([columns, rows])).floor().long().unbind(-1)
         inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)

@@ -97,9 +97,10 @@ class BevFormerHead(BoxQueryHead):
         for name, parameter in self.motion_mlp.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
-        self.turn_centre = self.grid.origin
+        self.turn_centre, self.turn_extent = self.grid.origin, self.grid.extent
         if release_quirks:
-            self.turn_centre = (PUBLISHED_CENTRE / columns, PUBLISHED_CENTRE / rows)
+            # The release turns the view as if its cells were squares.
+            self.turn_centre, self.turn_extent = (PUBLISHED_CENTRE / columns, PUBLISHED_CENTRE / rows), (columns, rows)
 
     def encode(
         self,
@@ -131,7 +132,7 @@ class BevFormerHead(BoxQueryHead):
     def align(self, bev: Tensor, motion: EgoMotion, known: Tensor | None = None) -> PreviousView:
         """The view [B, rows * columns, D] of the frame before, as it lies under the present one."""
         shift = motion.shift / motion.shift.new_tensor(self.grid.extent)
-        return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre), shift, known)
+        return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre, self.turn_extent), shift, known)
 
     def forward(self, bev: Tensor, proposals: Tensor | None = None) -> Predictions:
         """Boxes from a view [B, rows * columns, D] and proposed centres [B, num_proposals, 3] in metres.

@@ -18,7 +18,7 @@ Norm = Literal["frozen", "affine", "batch"]
 Style = Literal["pytorch", "caffe"]
 NormFactory = Callable[[int], nn.Module]
 
-STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -91,7 +91,7 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions, of ResNet-50 and 101; the 3x3 may be a modulated deformable one."""
+    """1x1, 3x3 and 1x1 convolutions, of ResNet-50 and deeper; the 3x3 may be a modulated deformable one."""
 
     expansion = 4
 
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
     """The image network, without its classifier.
 
     Args:
-        depth: 18, 34, 50 or 101 layers.
+        depth: 18, 34, 50, 101 or 152 layers.
         width: channels of the stem; 64 is the published network.
         style: where the stride of a bottleneck sits: "pytorch" in its 3x3, "caffe" in its first 1x1 convolution.
         norm: "batch" learns statistics, scale and shift; "affine" keeps the statistics it is given and learns scale
@@ -168,7 +168,7 @@ class ResNet(nn.Module):
         if norm != "batch":
             make_norm = partial(FrozenBatchNorm2d, affine=norm == "affine")
         if depth < 50 and deformable_stages:
-            raise ValueError(f"deformable_stages need the bottlenecks of depth 50 or 101, got depth {depth}")
+            raise ValueError(f"deformable_stages need the bottlenecks of depth 50 or more, got depth {depth}")
         if stages is None:
             stages = [(blocks, width * 2**i) for i, blocks in enumerate(STAGE_BLOCKS[depth])]
         if len(stages) != 4:

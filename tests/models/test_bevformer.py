@@ -169,6 +169,16 @@ def test_a_turned_view_shows_what_stood_there(centre):
     assert torch.equal(whole, bev)
 
 
+def test_the_release_turns_oblong_cells_as_if_they_were_squares():
+    grid = BevGrid((4, 4), (-8.0, -4.0, 0.0, 8.0, 4.0, 1.0), 1)  # cells of 4 m x 2 m
+    bev = torch.arange(1.0, 17).view(1, 16, 1)
+    quarter = torch.tensor([torch.pi / 2])
+    turned = grid.turned(bev, quarter, (0.5, 0.5), (4, 4)).view(4, 4)
+    assert torch.equal(turned, bev.view(4, 4).rot90())
+    assert not torch.equal(turned, grid.turned(bev, quarter, (0.5, 0.5)).view(4, 4))
+    assert make_model(release_quirks=True, bev_shape=(8, 4)).head.turn_extent == (4, 8)
+
+
 def test_release_quirks_turn_about_a_fixed_cell():
     plain, quirky = make_model().head, make_model(release_quirks=True).head
     assert plain.turn_centre == (0.5, 0.5)

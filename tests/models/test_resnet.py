@@ -78,7 +78,8 @@ def test_agrees_with_transformers(depth: int, style: str, norm: str):
 
 
 @pytest.mark.parametrize(
-    ("depth", "parameters"), [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160)]
+    ("depth", "parameters"),
+    [(18, 11_176_512), (34, 21_284_672), (50, 23_508_032), (101, 42_500_160), (152, 58_143_808)],
 )
 def test_parameter_counts_are_the_published_ones_without_classifier(depth: int, parameters: int):
     with torch.device("meta"):
@@ -148,11 +149,11 @@ def test_deformable_stages_start_as_plain_convolutions_at_half_strength():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depth": 20}, "depth 18, 34, 50, 101, got 20"),
+        ({"depth": 20}, "depth 18, 34, 50, 101, 152, got 20"),
         ({"out_stages": (3, 2)}, r"ascending stages from 1 to 4, got \(3, 2\)"),
         ({"out_stages": ()}, "ascending stages"),
         ({"frozen_stages": 5}, "frozen_stages must lie between 0 and 4, got 5"),
-        ({"depth": 18, "deformable_stages": (4,)}, "bottlenecks of depth 50 or 101, got depth 18"),
+        ({"depth": 18, "deformable_stages": (4,)}, "bottlenecks of depth 50 or more, got depth 18"),
     ],
 )
 def test_wrong_settings_are_named(options, message):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bevdet_core.config import BackboneConfig, BevFormerConfig, Detr3dLossConfig
+from bevdet_core.config import BackboneConfig, BevFormerConfig
 from bevdet_core.convert import load_official
 from bevdet_core.convert.bevformer import BEVFORMER
 from bevdet_core.models import build_bevformer_head, build_model
@@ -20,6 +20,7 @@ from bevdet_core.structures import CameraRig, ImageBatch, Predictions
 
 from . import common, mmdet
 from .detr3d import decoded_outputs, loss_outputs, prediction_outputs
+from .settings import check_settings
 
 
 def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -29,10 +30,12 @@ def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndar
     num_classes = meta["config"]["pts_bbox_head"]["num_classes"]
     if "img_backbone" not in meta["config"]:
         head = build_bevformer_head(config, num_classes)
+        adapt(head, meta["config"])
         model: nn.Module = nn.ModuleDict({"head": head})
         load_official(model, weights, BEVFORMER, meta["name"])
         return run_head(config, head, inputs) | common.gradient_outputs(model, BEVFORMER)
     model = build_model(config, num_classes)
+    adapt(model.head, meta["config"])
     load_official(model, weights, BEVFORMER, meta["name"])
     mmdet.freeze_stem(model, meta["config"]["img_backbone"])
     out = run_video(config, model.eval(), inputs)
@@ -51,18 +54,42 @@ def bevformer_config(model: Mapping[str, Any], code_weights: Tensor) -> BevForme
     transformer, encoder = head["transformer"], head["transformer"]["encoder"]
     decoder, bev_layer = transformer["decoder"], encoder["transformerlayers"]
     query_layer = decoder["transformerlayers"]
-    for name, wanted in {"rotate_prev_bev": True, "use_shift": True, "use_can_bus": True, "can_bus_norm": True,
-                         "use_cams_embeds": True, "rotate_center": [100, 100]}.items():  # fmt: skip
-        if transformer.get(name, wanted) != wanted:
-            raise ValueError(f"transformer.{name} must be {wanted}")
-    if not head["with_box_refine"] or head.get("as_two_stage"):
-        raise ValueError("only with_box_refine and one stage are supported")
-    order = ["self_attn", "norm", "cross_attn", "norm", "ffn", "norm"]
-    if list(bev_layer["operation_order"]) != order or list(query_layer["operation_order"]) != order:
-        raise ValueError(f"operation_order must be {order}")
+    mmdet.check_model(model, "video_test_mode")
+    mmdet.check_head(head, "bev_h", "bev_w")
+    on = ("rotate_prev_bev", "use_shift", "use_can_bus", "can_bus_norm", "use_cams_embeds")
+    check_settings(
+        transformer,
+        "transformer",
+        read=("encoder", "decoder", "embed_dims", "num_cams", "num_feature_levels", "rotate_center"),
+        fixed=dict.fromkeys(on, True),
+        inert=mmdet.INERT,
+    )
+    layers = ("num_layers", "transformerlayers")
+    pillar = ("pc_range", "num_points_in_pillar")
+    check_settings(
+        encoder, "encoder", (*layers, *pillar), {"return_intermediate": False}, (*mmdet.INERT, "dataset_type")
+    )
+    check_settings(decoder, "decoder", layers, {"return_intermediate": True}, mmdet.INERT)
+    mmdet.check_layer(bev_layer, "encoder.transformerlayers")
+    mmdet.check_layer(query_layer, "decoder.transformerlayers")
     temporal, spatial = bev_layer["attn_cfgs"]
     self_attention, cross_attention = query_layer["attn_cfgs"]
     deformable = spatial["deformable_attention"]
+    points = ("num_heads", "num_points")
+    mmdet.check_attention(
+        temporal, "TemporalSelfAttention", *points, batch_first=True, type="TemporalSelfAttention", num_levels=1,
+        num_bev_queue=2,
+    )  # fmt: skip
+    mmdet.check_attention(
+        spatial, "SpatialCrossAttention", "pc_range", "deformable_attention", "num_cams", type="SpatialCrossAttention"
+    )
+    mmdet.check_attention(
+        deformable, "MSDeformableAttention3D", *points, "num_levels", batch_first=True, type="MSDeformableAttention3D"
+    )
+    mmdet.check_attention(self_attention, "MultiheadAttention", "num_heads", type="MultiheadAttention")
+    mmdet.check_attention(
+        cross_attention, "CustomMSDeformableAttention", *points, type="CustomMSDeformableAttention", num_levels=1
+    )
     heads = {part.get("num_heads", 8) for part in (temporal, deformable, self_attention, cross_attention)}
     hidden = {part["feedforward_channels"] for part in (bev_layer, query_layer)}
     ranges = {tuple(part["pc_range"]) for part in (encoder, spatial, head["bbox_coder"])}
@@ -70,12 +97,16 @@ def bevformer_config(model: Mapping[str, Any], code_weights: Tensor) -> BevForme
         raise ValueError("encoder and decoder must have the same num_heads, feedforward_channels and pc_range")
     shape = (head["bev_h"], head["bev_w"])
     position = head["positional_encoding"]
+    check_settings(
+        position,
+        "positional_encoding",
+        ("row_num_embed", "col_num_embed"),
+        {"type": "LearnedPositionalEncoding", "num_feats": transformer["embed_dims"] // 2},
+        mmdet.INERT,
+    )
     if (position["row_num_embed"], position["col_num_embed"]) != shape:
         raise ValueError("positional_encoding must have a vector for each row and column of the view")
-    focal, coder = head["loss_cls"], head["bbox_coder"]
-    if (focal["type"], focal["gamma"], focal["alpha"]) != ("FocalLoss", 2.0, 0.25):
-        raise ValueError("loss_cls must be a FocalLoss with gamma 2 and alpha 0.25")
-    costs = model["train_cfg"]["pts"]["assigner"]
+    coder = head["bbox_coder"]
     backbone = BackboneConfig()
     if "img_backbone" in model:
         backbone = mmdet.backbone_config(model["img_backbone"], model["img_neck"])
@@ -101,15 +132,18 @@ def bevformer_config(model: Mapping[str, Any], code_weights: Tensor) -> BevForme
         max_detections=coder["max_num"],
         score_threshold=coder.get("score_threshold") or 0.0,
         release_quirks=True,
-        loss=Detr3dLossConfig(
-            class_cost=costs["cls_cost"]["weight"],
-            box_cost=costs["reg_cost"]["weight"],
-            class_weight=focal["loss_weight"],
-            box_weight=head["loss_bbox"]["loss_weight"],
-            code_weights=tuple(code_weights.tolist()),
-            drop_unknown=True,
-        ),
+        loss=mmdet.loss_config(model, code_weights.tolist()),
     )
+
+
+def adapt(head: BevFormerHead, model: Mapping[str, Any]) -> None:
+    """Give a head what the release's transformer can be told and our settings leave as published."""
+    transformer = model["pts_bbox_head"]["transformer"]
+    rows, columns = head.grid.shape
+    x, y = transformer.get("rotate_center", (100, 100))
+    head.turn_centre = (x / columns, y / rows)
+    levels = transformer.get("num_feature_levels", 4)
+    head.level_embed = nn.Parameter(torch.zeros(levels, head.level_embed.shape[1]))
 
 
 def run_head(config: BevFormerConfig, head: BevFormerHead, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -136,7 +170,7 @@ def run_head(config: BevFormerConfig, head: BevFormerHead, inputs: Mapping[str, 
             out[f"{frame}/reference_points_cam"] = locations.where(visible[..., None], 0.0).numpy()
             if previous is not None:
                 out[f"{frame}/prev_bev_rotated_sum"] = head.align(previous, motion).bev.sum(-1).numpy()
-            out |= loss_outputs(config, predictions, inputs) | decoded_outputs(config, predictions)
+            out |= loss_outputs(config, predictions, inputs) | detections(config, predictions)
         bev = bev.detach()
     return out
 
@@ -154,7 +188,7 @@ def run_video(config: BevFormerConfig, model: nn.Module, inputs: Mapping[str, np
         with torch.no_grad():
             predictions = model(batch, memory)
         out |= _frame_outputs(frame, views[-1], predictions)
-        decoded = decoded_outputs(config, predictions)
+        decoded = detections(config, predictions)
         out |= {
             f"{frame}/decoded/{name}": decoded[f"decoded/0/{name}"] for name in ("scores", "labels", "boxes_bottom")
         }
@@ -178,6 +212,17 @@ def run_queue(config: BevFormerConfig, model: nn.Module, inputs: Mapping[str, np
             bev = model.head.encode(features, batch.rig.lidar2img, size, motion, bev if linked else None)
     predictions = model.head(bev)
     return _frame_outputs("train", bev, predictions) | loss_outputs(config, predictions, inputs, "train/")
+
+
+def detections(config: BevFormerConfig, predictions: Predictions) -> dict[str, np.ndarray]:
+    """Detections of the last layer.
+
+    Raises:
+        ValueError: none passes the threshold, which the release lowers then.
+    """
+    if config.score_threshold and predictions.logits[-1].sigmoid().max() <= config.score_threshold:
+        raise ValueError(f"bbox_coder.score_threshold = {config.score_threshold}: no detection passes it")
+    return decoded_outputs(config, predictions)
 
 
 def _batch(inputs: Mapping[str, np.ndarray], images: np.ndarray, can_bus: np.ndarray) -> ImageBatch:

@@ -11,7 +11,7 @@ from bevdet_core.config import DetrConfig, DetrLossConfig
 from bevdet_core.convert.detr import DETR
 
 from . import images
-from .deformable_detr import backbone_config, position
+from .deformable_detr import backbone_config, check_arguments, position
 
 
 def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -22,7 +22,12 @@ def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndar
 
 
 def detr_config(arguments: Mapping[str, Any]) -> DetrConfig:
-    """Our settings from the release's arguments."""
+    """Our settings from the release's arguments.
+
+    Raises:
+        ValueError: an argument that our DETR does not have.
+    """
+    check_arguments(arguments, ("pre_norm", "eos_coef"), ())
     return DetrConfig(
         backbone=backbone_config(arguments, out_stages=(4,)),
         embed_dim=arguments["hidden_dim"],

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevdet_core import boxes3d
-from bevdet_core.config import BackboneConfig, Detr3dConfig, Detr3dLossConfig
+from bevdet_core.config import BackboneConfig, Detr3dConfig
 from bevdet_core.convert import load_official
 from bevdet_core.convert.detr3d import DETR3D, turn_code
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
@@ -18,6 +18,7 @@ from bevdet_core.models.rig_detector import decode
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions, Targets
 
 from . import common, mmdet
+from .settings import check_settings
 
 
 def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -52,19 +53,28 @@ def detr3d_config(model: Mapping[str, Any], code_weights: Tensor) -> Detr3dConfi
         ValueError: a setting that our DETR3D does not have.
     """
     head = model["pts_bbox_head"]
-    decoder = head["transformer"]["decoder"]
+    transformer, coder = head["transformer"], head["bbox_coder"]
+    decoder = transformer["decoder"]
     layer = decoder["transformerlayers"]
     self_attention, cross_attention = layer["attn_cfgs"]
-    if not head["with_box_refine"] or head.get("as_two_stage") or cross_attention.get("num_points", 5) != 1:
-        raise ValueError("only with_box_refine, one stage and num_points = 1 are supported")
-    order = ["self_attn", "norm", "cross_attn", "norm", "ffn", "norm"]
-    if list(layer["operation_order"]) != order:
-        raise ValueError(f"operation_order must be {order}")
-    focal = head["loss_cls"]
-    if (focal["type"], focal["gamma"], focal["alpha"]) != ("FocalLoss", 2.0, 0.25):
-        raise ValueError("loss_cls must be a FocalLoss with gamma 2 and alpha 0.25")
-    costs = model["train_cfg"]["pts"]["assigner"]
-    coder = head["bbox_coder"]
+    mmdet.check_model(model)
+    mmdet.check_head(head)
+    check_settings(transformer, "transformer", ("decoder",), inert=(*mmdet.INERT, "num_feature_levels", "num_cams"))
+    check_settings(decoder, "decoder", ("num_layers", "transformerlayers"), {"return_intermediate": True}, mmdet.INERT)
+    mmdet.check_layer(layer, "decoder.transformerlayers")
+    mmdet.check_attention(self_attention, "attn_cfgs.0", "num_heads", type="MultiheadAttention")
+    # Its number of heads has no influence.
+    mmdet.check_attention(
+        {name: value for name, value in cross_attention.items() if name != "num_heads"},
+        "attn_cfgs.1",
+        "num_levels",
+        "num_cams",
+        "pc_range",
+        type="Detr3DCrossAtten",
+        num_points=1,
+    )
+    if cross_attention.get("num_points", 5) != 1:
+        raise ValueError("attn_cfgs.1.num_points must be 1")
     backbone, num_levels = BackboneConfig(), cross_attention.get("num_levels", 4)
     if "img_backbone" in model:
         backbone = mmdet.backbone_config(model["img_backbone"], model["img_neck"])
@@ -83,14 +93,7 @@ def detr3d_config(model: Mapping[str, Any], code_weights: Tensor) -> Detr3dConfi
         post_center_range=tuple(coder["post_center_range"]),
         max_detections=coder["max_num"],
         score_threshold=coder.get("score_threshold") or 0.0,
-        loss=Detr3dLossConfig(
-            class_cost=costs["cls_cost"]["weight"],
-            box_cost=costs["reg_cost"]["weight"],
-            class_weight=focal["loss_weight"],
-            box_weight=head["loss_bbox"]["loss_weight"],
-            code_weights=tuple(code_weights.tolist()),
-            drop_unknown=True,
-        ),
+        loss=mmdet.loss_config(model, code_weights.tolist()),
     )
 
 
