@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # A detector from nothing: render a world, train on it, score it on scenes that it has not seen, draw what it finds.
 demo: $(VENV)/demo.stamp
 	$(RM) -r demo/run
-	$(BIN)/bevdet synthesize nuscenes --out demo/nuscenes --scenes 480 --val_scenes 40 --frames 3 --image_size 400x225
+	$(BIN)/bevdet synthesize nuscenes --out demo/nuscenes --scenes 440 --val_scenes 40 --frames 3 --image_size 400x225
 	$(BIN)/bevdet train configs/demo/detr3d.yaml --run demo/run
 	$(BIN)/bevdet visualize demo/run --samples 10 50 90 --out demo/pictures
 
