@@ -18,6 +18,7 @@ Norm = Literal["frozen", "affine", "batch"]
 Style = Literal["pytorch", "caffe"]
 NormFactory = Callable[[int], nn.Module]
 
+EARLY_STAGES = 3  # with larger maps than weights; in the last it is the other way round
 STAGE_BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
@@ -87,7 +88,7 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = conv_norm(self.conv1, self.bn1, x).relu_()
         y = conv_norm(self.conv2, self.bn2, y)
-        return (y + (x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x))).relu_()
+        return y.add_(x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x)).relu_()
 
 
 class Bottleneck(nn.Module):
@@ -124,7 +125,7 @@ class Bottleneck(nn.Module):
         y = conv_norm(self.conv1, self.bn1, x).relu_()
         y = conv_norm(self.conv2, self.bn2, y).relu_()
         y = conv_norm(self.conv3, self.bn3, y)
-        return (y + (x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x))).relu_()
+        return y.add_(x if self.downsample is None else conv_norm(self.downsample[0], self.downsample[1], x)).relu_()
 
 
 class ResNet(nn.Module):
@@ -206,14 +207,34 @@ class ResNet(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Images [B, 3, H, W] -> feature maps [B, C, H / stride, W / stride] of `out_stages`."""
-        x = conv_norm(self.conv1, self.bn1, x).relu_()
-        x = F.max_pool2d(x, 3, stride=2, padding=1)
-        outputs = []
-        for number in range(1, self.stages + 1):
+        early = min(EARLY_STAGES, self.stages)
+        if self._apart(x):
+            maps = _joined([self._maps(self._stem(image), 1, early) for image in x.split(1)])
+        else:
+            maps = self._maps(self._stem(x), 1, early)
+        maps |= self._maps(maps[early], early + 1, self.stages)
+        return [maps[number] for number in self.out_stages]
+
+    def _stem(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(conv_norm(self.conv1, self.bn1, x).relu_(), 3, stride=2, padding=1)
+
+    def _maps(self, x: Tensor, first: int, last: int) -> dict[int, Tensor]:
+        """What comes out of the last of some stages, and of those that are asked for, by number."""
+        maps = {}
+        for number in range(first, last + 1):
             x = self.stage(number)(x)
-            if number in self.out_stages:
-                outputs.append(x)
-        return outputs
+            if number in self.out_stages or number == last:
+                maps[number] = x
+        return maps
+
+    def _apart(self, x: Tensor) -> bool:
+        """Whether images go through the early stages one by one: on a CPU that is faster, and needs less memory.
+
+        Their maps then stay in the caches. Nothing may tie the images together: no norm that learns statistics.
+        """
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or self.training:
+            return False
+        return x.device.type == "cpu" and len(x) > 1
 
     def train(self, mode: bool = True) -> ResNet:
         """Switch the mode; frozen stages keep their statistics in training as well."""
@@ -221,6 +242,11 @@ class ResNet(nn.Module):
         for module in self._frozen:
             module.eval()
         return self
+
+
+def _joined(each: Sequence[Mapping[int, Tensor]]) -> dict[int, Tensor]:
+    """The maps of single images as those of a batch."""
+    return {number: torch.cat([maps[number] for maps in each]) for number in each[0]}
 
 
 def load_backbone_weights(backbone: ResNet, weights: Mapping[str, Tensor], origin: str) -> None:

@@ -123,6 +123,25 @@ def test_a_norm_whose_statistics_stand_still_folds_into_its_convolution(norm: nn
     torch.testing.assert_close(norm(conv(x)), plain)
 
 
+@pytest.mark.parametrize("out_stages", [(1, 2, 3, 4), (2, 4), (3,), (1,)])
+def test_images_go_one_by_one_where_nothing_ties_them(out_stages):
+    network = ResNet(18, **SMALL, out_stages=out_stages).double()
+    randomise(network)
+    images = torch.randn(3, 3, 40, 64, dtype=torch.float64)
+    seen = []
+    network.layer1[0].register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    together = network.eval()(images)
+    assert seen == [3]
+    with torch.no_grad():
+        apart = network(images)
+        assert seen == [3, 1, 1, 1]
+        assert len(apart) == len(out_stages)
+        for a, b in zip(apart, together, strict=True):
+            torch.testing.assert_close(a, b)
+        network.train()(images)  # its norms take the statistics of all images
+        assert 3 in seen[4:]
+
+
 def test_dilation_keeps_the_stride_of_the_last_stage():
     plain, dilated = ResNet(50, **SMALL), ResNet(50, **SMALL, dilation=True)
     dilated.load_state_dict(plain.state_dict())
