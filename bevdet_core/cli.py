@@ -205,6 +205,7 @@ def synthesize(argv: list[str]) -> None:
         kind.add_argument("--seed", type=int, default=0, help="same seed, same bytes; default: 0")
         if name == "nuscenes":
             kind.add_argument("--frames", type=int, default=8, help="key frames of each scene, at 2 Hz; default: 8")
+            kind.add_argument("--can_bus", action="store_true", help="CAN-bus files of the vehicle's motion as well")
         val_help = f"how many of the {unit} are for validation; default: a fifth, at least one"
         kind.add_argument(f"--val_{unit}", type=int, help=val_help)
         size = (800, 450) if name == "nuscenes" else (640, 480)
@@ -220,6 +221,7 @@ def synthesize(argv: list[str]) -> None:
             frames_per_scene=options.frames,
             val_scenes=options.val_scenes,
             image_size=options.image_size,
+            can_bus=options.can_bus,
         )
     else:
         synthetic.synthesize_coco(

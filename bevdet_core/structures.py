@@ -97,7 +97,7 @@ class CameraRig:
     timestamps: Tensor | None = None  # [B] float64, seconds
     hidden: Tensor | None = None  # [B, N] bool, True where a camera gave no image, or is none; None: nowhere
     lidar2ego: Tensor | None = None  # [B, 4, 4] float64
-    can_bus: Tensor | None = None  # [B, 18] float64
+    can_bus: Tensor | None = None  # [B, 18] float64, NaN where a sample has none
     shown: Tensor | None = None  # [K] int64, positions in B * N that the network looks at; follows from `hidden`
 
     def __post_init__(self) -> None:
@@ -256,13 +256,19 @@ def _stack_rigs(samples: Sequence[Sample], count: int) -> CameraRig | None:
         _stack_known([sample.timestamp for sample in samples]),
         torch.from_numpy(hidden) if hidden.any() else None,
         _stack_known([sample.lidar2ego for sample in samples]),
-        _stack_known([sample.can_bus for sample in samples]),
+        _stack_signals([sample.can_bus for sample in samples]),
     )
 
 
 def _stack_known(values: Sequence[np.ndarray | float | None]) -> Tensor | None:
     """[B, ...] float64, or None where a sample has none."""
     return None if any(value is None for value in values) else torch.from_numpy(np.array(values, np.float64))
+
+
+def _stack_signals(values: Sequence[np.ndarray | None]) -> Tensor | None:
+    """[B, 18] float64, NaN where a sample has none; None where all have none."""
+    shown = next((value for value in values if value is not None), None)
+    return None if shown is None else _stack_known([np.full_like(shown, np.nan) if v is None else v for v in values])
 
 
 def _fractions(targets: Targets, height: int, width: int) -> Targets:

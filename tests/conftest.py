@@ -26,7 +26,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A rendered nuScenes, v1.0-mini: one scene of mini_train, one of mini_val, four frames each, 160 x 90 pixels."""
+    """A rendered nuScenes with CAN bus, v1.0-mini: a scene of mini_train, one of mini_val, four frames, 160 x 90 px."""
     from bevdet_core.data.synthetic import synthesize_nuscenes
 
     return synthesize_nuscenes(
@@ -36,6 +36,7 @@ def synthetic_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         frames_per_scene=4,
         image_size=(160, 90),
         supersample=1,
+        can_bus=True,
         workers=1,
         progress=False,
     )

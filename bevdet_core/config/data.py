@@ -81,6 +81,8 @@ class NuScenesConfig:
         object_range: (x0, y0, x1, y1) in metres, lidar frame: training leaves out the objects whose centre lies beyond,
             which the reference points of a detector do not reach. None keeps all.
         cbgs: resample training frames so that rare classes come more often (CBGS, Zhu et al. 2019).
+        can_bus: folder of nuScenes' CAN bus expansion, relative to the root, from which BEVFormer takes acceleration,
+            rate of turn and velocity as its release does. None: they follow from the poses.
         missing_images: a camera whose image is missing or damaged makes a broken sample ("error"), or is a camera that
             failed and that the detector does not look at ("hide").
         on_error: a broken sample stops the run ("raise") or is skipped, counted and reported ("skip").
@@ -99,6 +101,7 @@ class NuScenesConfig:
     augment: RigAugmentConfig = field(default_factory=RigAugmentConfig)
     object_range: tuple[float, float, float, float] | None = (-51.2, -51.2, 51.2, 51.2)
     cbgs: bool = False
+    can_bus: str | None = None
     missing_images: Literal["error", "hide"] = "error"
     on_error: Literal["raise", "skip"] = "raise"
     index_dir: str | None = None

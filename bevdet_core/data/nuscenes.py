@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from ..config import NuScenesConfig
 from ..structures import Camera, Sample, Targets
+from .can_bus import CanBus
 from .images import SampleError, read_image
 from .index_file import SKIPPING, describe_faults
 from .nuscenes_index import open_index
@@ -42,7 +43,7 @@ class NuScenesDataset(Dataset[Sample]):
         scenes: of each sample, its row in `index.scenes`.
 
     Raises:
-        FileNotFoundError: the root has no such version.
+        FileNotFoundError: the root has no such version, or no folder `config.can_bus`.
         ValueError: an unknown split, class or camera; the message has the nearest that exist.
         SampleError: the tables have broken records and `config.on_error` is "raise".
     """
@@ -58,6 +59,7 @@ class NuScenesDataset(Dataset[Sample]):
         self._label_of = _labels(self.class_names, self.index.detection_names)
         for channel in config.cameras:
             self.index.camera_column(channel)
+        self.can_bus = CanBus(self.root / config.can_bus) if config.can_bus is not None else None
         self.rows = self.index.select(split)
         self.tokens = tuple(self.index.token(row) for row in self.rows)
         if training and config.cbgs:
@@ -74,7 +76,7 @@ class NuScenesDataset(Dataset[Sample]):
         """The sample as it lies on disk.
 
         Raises:
-            SampleError: an image is missing or damaged, or a record of the sample is.
+            SampleError: an image is missing or damaged, or a record of the sample or the CAN-bus file of its scene is.
         """
         row = int(self.rows[position])
         sample = self._frame(row)
@@ -91,14 +93,17 @@ class NuScenesDataset(Dataset[Sample]):
         if not np.isfinite(index.lidar2global[row]).all():
             raise SampleError(f"sample {token!r} has no complete lidar key frame in table sample_data")
         views = [self._view(row, channel) for channel in self.config.cameras]
+        scene = index.scene(row)
+        bus = self.can_bus if self.can_bus is not None and self.can_bus.has(scene) else None
         return Sample(
             with_blanks([image for image, _ in views]),
             [camera for _, camera in views],
             token=token,
             lidar2global=index.lidar2global[row].copy(),
             timestamp=index.time(row),
-            scene=index.scene(row),
+            scene=scene,
             lidar2ego=np.linalg.inv(index.ego2global[row]) @ index.lidar2global[row],
+            can_bus=None if bus is None else bus.signals(scene, int(index.timestamp[row])),
         )
 
     def _view(self, row: int, channel: str) -> tuple[np.ndarray | None, Camera]:

@@ -13,6 +13,7 @@ from .. import boxes3d
 from ..config import NuScenesConfig
 from ..geometry import rotation_about_z
 from ..structures import Camera, Sample
+from .can_bus import mirrored_signals
 from .rig import failed_camera, with_blanks
 from .transforms import (
     MEAN_COLOUR,
@@ -193,7 +194,19 @@ class MirrorScene:
             targets = replace(targets, boxes=torch.cat([-x, rest, torch.pi - yaw, -vx, vy], 1))
         if lidar2global is not None:
             lidar2global = lidar2global @ across
-        return sample.replace(images=images, cameras=cameras, targets=targets, lidar2global=lidar2global)
+        lidar2ego, can_bus = sample.lidar2ego, sample.can_bus
+        if lidar2ego is not None:
+            lidar2ego = np.diag([1.0, -1, 1, 1]) @ lidar2ego @ across  # the ego's y points to the left
+        if can_bus is not None:
+            can_bus = mirrored_signals(can_bus)
+        return sample.replace(
+            images=images,
+            cameras=cameras,
+            targets=targets,
+            lidar2global=lidar2global,
+            lidar2ego=lidar2ego,
+            can_bus=can_bus,
+        )
 
 
 class TurnAndScaleScene:

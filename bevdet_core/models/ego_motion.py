@@ -1,7 +1,8 @@
 """How the rig has moved since its last frame: what BEVFormer turns and shifts its previous bird's-eye view by.
 
 The release reads 18 numbers from the CAN bus, a download of its own beside nuScenes, and replaces most of them by the
-ego pose. All of them follow from ego poses and time stamps, or nearly so:
+ego pose. All of them follow from ego poses and time stamps, or nearly so; where files are given (`data.can_bus`), those
+numbers that the release leaves to them come from there:
 
     numbers   meaning                                                  without CAN-bus files
     0 to 2    position in the global frame, metres                     ego pose
@@ -36,6 +37,7 @@ from .cameras import calibration
 SIGNALS = 18
 POSITION, ORIENTATION, ACCELERATION = slice(0, 3), slice(3, 7), slice(7, 10)
 RATE, VELOCITY, HEADING, DEGREES = slice(10, 13), slice(13, 16), 16, 17
+MEASURED = slice(7, 16)  # acceleration, rate of turn and velocity: what the release takes from the CAN bus alone
 GRAVITY = (0.0, 0.0, 9.81)
 
 # A lidar with x to the right and y forward, on an ego with x forward and y to the left.
@@ -50,7 +52,7 @@ class FramePose:
         name: of the frame, for messages.
         lidar2global: [4, 4] float64.
         lidar2ego: [4, 4] float64.
-        can_bus: [18] float64, see above; None: they follow from the pose.
+        can_bus: [18] float64, see above; where the pose is known, only numbers 7 to 15 count. None: all follow from it.
         timestamp: seconds.
     """
 
@@ -78,13 +80,17 @@ class FramePose:
 
     def signals(self) -> np.ndarray:
         """The 18 numbers [18] float64 as far as one frame tells them: rates and velocity are 0 without CAN bus."""
-        if self.can_bus is not None:
+        if self.can_bus is not None and self.lidar2global is None:
             return self.can_bus.copy()
         pose = self.ego2global()
         heading = float(yaw_of(pose[:3, :3])) % (2 * math.pi)
         out = np.zeros(SIGNALS)
+        if self.can_bus is not None:
+            out[MEASURED] = self.can_bus[MEASURED]
+        else:
+            out[ACCELERATION] = GRAVITY
         out[POSITION], out[ORIENTATION] = pose[:3, 3], matrix_to_quaternion(pose[:3, :3])
-        out[ACCELERATION], out[HEADING], out[DEGREES] = GRAVITY, heading, math.degrees(heading)
+        out[HEADING], out[DEGREES] = heading, math.degrees(heading)
         return out
 
 
@@ -102,7 +108,8 @@ def frame_poses(batch: ImageBatch) -> list[FramePose]:
     rig, B = calibration(batch, "history"), len(batch.images)
     rows = lambda t: [None] * B if t is None else list(t.double().cpu().numpy())  # noqa: E731
     names = batch.tokens or [""] * B
-    columns = rows(rig.lidar2global), rows(rig.lidar2ego), rows(rig.can_bus), rows(rig.timestamps)
+    can_bus = [None if row is None or np.isnan(row).any() else row for row in rows(rig.can_bus)]
+    columns = rows(rig.lidar2global), rows(rig.lidar2ego), can_bus, rows(rig.timestamps)
     return [FramePose(*row) for row in zip(names, *columns, strict=True)]
 
 

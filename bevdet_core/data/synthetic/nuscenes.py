@@ -24,6 +24,7 @@ def synthesize_nuscenes(
     image_size: tuple[int, int] = (800, 450),
     supersample: int = 2,
     jpeg_quality: int = 90,
+    can_bus: bool = False,
     version: str | None = None,
     workers: int | None = None,
     progress: bool = True,
@@ -50,6 +51,8 @@ def synthesize_nuscenes(
         image_size: width and height in pixels; the intrinsics scale with the width.
         supersample: side of the square of samples behind each pixel; 1 is fast and jagged.
         jpeg_quality: 1 to 95.
+        can_bus: write what the vehicle measures about its motion as well, in the format of the CAN bus expansion
+            (`can_bus/SCENE_pose.json`).
         version: `v1.0-mini` or `v1.0-trainval`; None means the smaller one that has room.
         workers: processes; None means one for each usable core.
         progress: whether to show a progress bar.
@@ -73,7 +76,7 @@ def synthesize_nuscenes(
     if version is None:
         version = "v1.0-mini" if scenes - val_scenes <= 8 and val_scenes <= 2 else "v1.0-trainval"
     names = _scene_names(version, scenes - val_scenes, val_scenes)
-    manifest = {
+    manifest: dict[str, object] = {
         "format": FORMAT,
         "kind": "nuscenes",
         "version": version,
@@ -85,6 +88,8 @@ def synthesize_nuscenes(
         "supersample": supersample,
         "jpeg_quality": jpeg_quality,
     }
+    if can_bus:
+        manifest["can_bus"] = True
     if is_complete(out, manifest):
         return out
     from .nuscenes_scene import SceneJob, write_scene
@@ -92,7 +97,15 @@ def synthesize_nuscenes(
     with written_aside(out, manifest) as folder:
         jobs = [
             SceneJob(
-                folder, name, seed, index, frames_per_scene, (image_size[0], image_size[1]), supersample, jpeg_quality
+                folder,
+                name,
+                seed,
+                index,
+                frames_per_scene,
+                (image_size[0], image_size[1]),
+                supersample,
+                jpeg_quality,
+                can_bus,
             )
             for index, name in enumerate(names)
         ]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
+from .can_bus import messages
 from .lidar import sweep
 from .mesh import Size
 from .render import Camera, Renderer
@@ -31,6 +33,7 @@ class SceneJob:
     image_size: tuple[int, int]
     supersample: int
     quality: int
+    can_bus: bool
 
 
 def write_scene(job: SceneJob) -> dict[str, list[Row]]:
@@ -99,6 +102,8 @@ class _SceneWriter:
         for frame in range(frames):
             self._write_frame(frame)
         self._link_annotations()
+        if self.job.can_bus:
+            self._write_can_bus()
         return self.rows
 
     def _write_frame(self, frame: int) -> None:
@@ -136,6 +141,16 @@ class _SceneWriter:
         """Rotation [3, 3] and position [3] of the ego vehicle in the world of the scene."""
         seconds = time * 1e-6
         return rotation_from_angles(*self.world.ego.angles(seconds)), np.array([*self.world.ego.position(seconds), 0.0])
+
+    def _write_can_bus(self) -> None:
+        def pose_at(time: int) -> tuple[np.ndarray, np.ndarray]:
+            rotation, position = self._ego_pose(time - self.begin)
+            return self.turn @ rotation, self._to_global(position)
+
+        folder = self.job.folder / "can_bus"
+        folder.mkdir(exist_ok=True)
+        found = messages(pose_at, self.begin, self.begin + self.times[-1])
+        (folder / f"{self.job.name}_pose.json").write_text(json.dumps(found))
 
     def _to_global(self, points: np.ndarray) -> np.ndarray:
         return points @ self.turn.T + self.shift
