@@ -1,17 +1,25 @@
-"""Speed and memory of whole models beside `transformers`' with the same weights, in one run.
+"""Speed and memory of whole models beside plain PyTorch with the same weights, in one run.
 
-    python tools/bench_models.py --json FILE
+    python tools/bench_models.py [--only bevformer] --json FILE
 
 Deformable DETR R50 (multi-scale, 91 classes) on an image of 800 x 1066 pixels: `transformers` writes a checkpoint,
-`bevdet convert` reads it, and both models work in turns, so that whatever else the machine does hits both. A ratio is
-the median over the turns of their time divided by ours. Peak memory is measured in a process for each model: the
-largest resident memory during the call, less what the process held before it. The criterion's share of a training step
-is its time for 16 images over 16 times the step of one image.
+`bevdet convert` reads it. The criterion's share of a training step is its time for 16 images over 16 times the step of
+one image.
+
+BEVFormer-tiny (configs/nuscenes/bevformer_tiny.yaml) on the second frame of a stream of six cameras, so that it has a
+view to look back at: the peer is `peers.bevformer`. "frame" is everything from normalised images to the predictions of
+all decoder layers; "after_neck" is its encoder, decoder and heads, where the two differ most: backbone and neck do the
+same convolutions.
+
+Both models work in turns, so that whatever else the machine does hits both. A ratio is the median over the turns of
+their time divided by ours. Peak memory is measured in a process for each model: the largest resident memory during the
+call, less what the process held before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import platform
 import statistics
@@ -20,17 +28,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from peers.bevformer import PlainBevFormer
 from torch import Tensor, nn
 
 from bevdet_core import Detector, checkpoint
 from bevdet_core.convert.release import from_release
+from bevdet_core.data.synthetic.rig import sample_rig
+from bevdet_core.geometry import rotation_about_z
 from bevdet_core.models import build_criterion
-from bevdet_core.structures import ImageBatch, Predictions, Targets
+from bevdet_core.models.bev_memory import BevMemory
+from bevdet_core.models.bevformer import BevFormer
+from bevdet_core.models.cameras import camera_features
+from bevdet_core.models.ego_motion import frame_poses
+from bevdet_core.structures import Camera, ImageBatch, Predictions, Sample, Targets, collate
 
 HEIGHT, WIDTH, CLASSES, OBJECTS = 800, 1066, 91, 12
+BEVFORMER = Path(__file__).parents[1] / "configs/nuscenes/bevformer_tiny.yaml"
 
 
 def write_weights(folder: Path) -> None:
@@ -153,7 +171,85 @@ def criterion_call(folder: Path) -> Callable[[], Tensor]:
     return run
 
 
-CALLS = {"inference": inference_calls, "training": training_calls}
+def write_bevformer(folder: Path) -> None:
+    """BEVFormer with random weights whose attentions and heads differ from cell to cell and query to query."""
+    torch.manual_seed(0)
+    detector = Detector.load(BEVFORMER, "cpu")
+    with torch.no_grad():
+        for name, parameter in detector.model.named_parameters():
+            if name.endswith(("sampling_offsets.weight", "attention_weights.weight")):
+                parameter.normal_(0.0, 0.5 * parameter.shape[1] ** -0.5)
+    checkpoint.save(folder / "bevformer.safetensors", detector.checkpoint())
+
+
+def rig_frame(detector: Detector, number: int) -> ImageBatch:
+    """A frame of noise from six cameras on a car that drives and turns."""
+    rng = np.random.default_rng(number)
+    height, width = detector.config.data.input_size
+    *sensors, lidar = sample_rig(np.random.default_rng(0), (width, height))
+    lidar2ego, ego2global = np.eye(4), np.eye(4)
+    lidar2ego[:3, :3], lidar2ego[:3, 3] = lidar.rotation, lidar.translation
+    ego2global[:3, :3], ego2global[0, 3] = rotation_about_z(0.05 * number), 4.0 * number
+    cameras = []
+    for sensor in sensors:
+        camera2ego = np.eye(4)
+        camera2ego[:3, :3], camera2ego[:3, 3] = sensor.rotation, sensor.translation
+        cameras.append(Camera(sensor.channel, sensor.intrinsic, np.linalg.inv(lidar2ego) @ camera2ego))
+    frame = Sample(
+        [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in sensors],
+        cameras,
+        lidar2global=ego2global @ lidar2ego,
+        lidar2ego=lidar2ego,
+        timestamp=0.5 * number,
+        scene="drive",
+    )
+    return collate([frame], detector.config.model.pixels)[0]
+
+
+def bevformer_calls(folder: Path, which: str, after_neck: bool = False) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+    """The second frame of a stream, for either model or for both; returns logits and boxes of all layers."""
+    detector = Detector.load(folder / "bevformer.safetensors", "cpu")
+    ours = detector.model
+    assert isinstance(ours, BevFormer)
+    first, second = rig_frame(detector, 0), rig_frame(detector, 1)
+    calls: dict[str, Callable[[], tuple[Tensor, ...]]] = {}
+
+    def call(
+        features: Callable[[ImageBatch], list[Tensor]],
+        head: Callable[[ImageBatch, list[Tensor], BevMemory], Predictions],
+    ) -> Callable[[], tuple[Tensor, ...]]:
+        with torch.inference_mode():
+            past = BevMemory(ours.max_gap)
+            head(first, features(first), past)
+            seen = past.recall("drive", frame_poses(second)[0])
+            given = features(second) if after_neck else None
+
+        @torch.inference_mode()
+        def run() -> tuple[Tensor, ...]:
+            memory = BevMemory(ours.max_gap)
+            memory.keep("drive", seen)
+            out = head(second, features(second) if given is None else given, memory)
+            return out.logits, out.boxes
+
+        return run
+
+    if which in ("theirs", "both"):
+        theirs = PlainBevFormer(ours)
+        calls["theirs"] = call(theirs.features, theirs.after_neck)
+    if which in ("ours", "both"):
+        calls["ours"] = call(
+            lambda batch: camera_features(ours.backbone, ours.neck, batch, None),
+            lambda batch, features, memory: ours.head(ours.encode(batch, features, batch.scenes, memory)),
+        )
+    return calls
+
+
+TASKS: dict[str, Callable[[Path, str], dict[str, Callable]]] = {
+    "inference": inference_calls,
+    "training": training_calls,
+    "frame": bevformer_calls,
+    "after_neck": partial(bevformer_calls, after_neck=True),
+}
 
 
 def in_turns(calls: dict[str, Callable], turns: int) -> dict[str, list[float]]:
@@ -170,8 +266,9 @@ def in_turns(calls: dict[str, Callable], turns: int) -> dict[str, list[float]]:
 
 def peak_memory(folder: Path, task: str, which: str) -> float:
     """MiB that the second call needs on top of what the process holds; to be called in a fresh process (Linux)."""
-    call = CALLS[task](folder, which)[which]
+    call = TASKS[task](folder, which)[which]
     call()
+    ctypes.CDLL(None).malloc_trim(0)  # what is free, but kept for later, is not what the process holds
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
     before = _status("VmRSS")
     call()
@@ -183,36 +280,50 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
-def measure(folder: Path, turns: dict[str, int], threads: int) -> dict:
-    """All figures."""
+def compare(folder: Path, task: str, turns: int, threads: int) -> dict:
+    """Speed, peak memory and, without training, the outputs of both models."""
+    calls = TASKS[task](folder, "both")
+    figures: dict = {}
+    if task != "training":
+        theirs, ours = calls["theirs"](), calls["ours"]()
+        pairs = list(zip(theirs, ours, strict=True))
+        figures["largest_output"] = max(float(a.abs().max()) for a, _ in pairs)
+        figures["largest_output_difference"] = max(float((a - b).abs().max()) for a, b in pairs)
+    seconds = in_turns(calls, turns)
+    del calls
+    figures["seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
+    figures["images_per_second"] = {name: 1 / value for name, value in figures["seconds"].items()}
+    ratios = [a / b for a, b in zip(seconds["theirs"], seconds["ours"], strict=True)]
+    figures["speed_ratio"] = statistics.median(ratios)
+    figures["speed_ratio_range"] = [min(ratios), max(ratios)]
+    figures["peak_mib"] = {name: _in_own_process(folder, task, name, threads) for name in ("theirs", "ours")}
+    figures["memory_ratio"] = figures["peak_mib"]["ours"] / figures["peak_mib"]["theirs"]
+    print(f"{task}: {figures['speed_ratio']:.2f} x, memory {figures['memory_ratio']:.2f}", file=sys.stderr)
+    return figures
+
+
+def measure_deformable_detr(folder: Path, turns: int, training_turns: int, threads: int) -> dict:
+    """All figures of Deformable DETR."""
     write_weights(folder)
-    report: dict = {
-        "model": f"Deformable DETR R50, multi-scale, {HEIGHT} x {WIDTH}, batch 1, float32",
-        "threads": threads,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-    for task, build in CALLS.items():
-        calls = build(folder, "both")
-        report[task] = figures = {}
-        if task == "inference":
-            (theirs, ours) = (calls["theirs"](), calls["ours"]())
-            figures["largest_output_difference"] = max(
-                float((a - b).abs().max()) for a, b in zip(theirs, ours, strict=True)
-            )
-        seconds = in_turns(calls, turns[task])
-        del calls
-        figures["seconds"] = {name: statistics.median(values) for name, values in seconds.items()}
-        figures["images_per_second"] = {name: 1 / value for name, value in figures["seconds"].items()}
-        ratios = [a / b for a, b in zip(seconds["theirs"], seconds["ours"], strict=True)]
-        figures["speed_ratio"] = statistics.median(ratios)
-        figures["speed_ratio_range"] = [min(ratios), max(ratios)]
-        figures["peak_mib"] = {name: _in_own_process(folder, task, name, threads) for name in ("theirs", "ours")}
-        figures["memory_ratio"] = figures["peak_mib"]["ours"] / figures["peak_mib"]["theirs"]
-    criterion = statistics.median(in_turns({"criterion": criterion_call(folder)}, turns["inference"])["criterion"])
+    report: dict = {"model": f"Deformable DETR R50, multi-scale, {HEIGHT} x {WIDTH}, batch 1, float32"}
+    report["inference"] = compare(folder, "inference", turns, threads)
+    report["training"] = compare(folder, "training", training_turns, threads)
+    criterion = statistics.median(in_turns({"criterion": criterion_call(folder)}, turns)["criterion"])
     report["criterion"] = {
         "seconds_for_16_images": criterion,
         "share_of_step": criterion / (16 * report["training"]["seconds"]["ours"]),
+    }
+    return report
+
+
+def measure_bevformer(folder: Path, turns: int, threads: int) -> dict:
+    """All figures of BEVFormer; its "images" are frames of six cameras."""
+    write_bevformer(folder)
+    report: dict = {"model": "BEVFormer-tiny, six cameras of 450 x 800 with a frame of history, batch 1, float32"}
+    report["frame"] = compare(folder, "frame", turns, threads)
+    report["after_neck"] = compare(folder, "after_neck", 3 * turns, threads)
+    report["share_after_neck"] = {
+        name: report["after_neck"]["seconds"][name] / report["frame"]["seconds"][name] for name in ("theirs", "ours")
     }
     return report
 
@@ -228,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="file for the figures")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; default: 2")
+    parser.add_argument("--only", choices=("deformable_detr", "bevformer"), help="one of the models; default: both")
     parser.add_argument("--turns", type=int, default=7, help="forward passes of each model; default: 7")
     parser.add_argument("--training_turns", type=int, default=3, help="training steps of each model; default: 3")
     parser.add_argument("--peak", nargs=3, metavar=("FOLDER", "TASK", "MODEL"), help=argparse.SUPPRESS)
@@ -237,9 +349,12 @@ def main() -> None:
         folder, task, which = options.peak
         print(peak_memory(Path(folder), task, which))
         return
+    report: dict = {"threads": options.threads, "torch": torch.__version__, "python": platform.python_version()}
     with tempfile.TemporaryDirectory() as folder:
-        turns = {"inference": options.turns, "training": options.training_turns}
-        report = measure(Path(folder), turns, options.threads)
+        if options.only != "bevformer":
+            report |= measure_deformable_detr(Path(folder), options.turns, options.training_turns, options.threads)
+        if options.only != "deformable_detr":
+            report["bevformer"] = measure_bevformer(Path(folder), options.turns, options.threads)
     text = json.dumps(report, indent=2)
     print(text)
     if options.json:
