@@ -15,6 +15,7 @@ import torch
 
 from bevdet_core.convert.detr3d import DETR3D
 from bevdet_core.models import build_model
+from bevdet_core.models.resnet import FrozenBatchNorm2d, ResNet
 
 ROOT = Path(__file__).parents[1]
 RECORDS = sorted((ROOT.parent / "shared" / "parity").glob("*.npz"))
@@ -203,3 +204,57 @@ def test_arguments_that_our_2d_detectors_do_not_have_are_named(shared: Path, set
         read(arguments)
         with pytest.raises(ValueError, match=message):
             read(arguments | settings)
+
+
+def test_without_auxiliary_losses_proposals_weigh_nothing(shared: Path):
+    """As in the release; their loss is told all the same."""
+    from parity import deformable_detr
+
+    meta, inputs, recorded, state_dict = check_parity.load_record(shared / "parity" / "ddetr_two_stage.npz")
+    meta["config"]["aux_loss"] = False
+    outputs = deformable_detr.run(meta, inputs, state_dict)
+    loss = outputs["loss/total"] - sum(
+        meta["config"][f"{name}_loss_coef"] * outputs[f"loss/loss_{ours}"]
+        for name, ours in (("cls", "ce"), ("bbox", "bbox"), ("giou", "giou"))
+    )
+    np.testing.assert_allclose(loss, 0, atol=1e-4)
+    np.testing.assert_allclose(outputs["loss/loss_ce_enc"], recorded["loss/loss_ce_enc"], rtol=1e-4)
+    head = "class_embed.2.bias"  # of the proposals
+    assert f"grad_norm/{head}" in recorded
+    assert f"grad_norm/{head}" not in outputs
+    assert "loss/loss_ce_0" not in outputs
+
+
+def test_gradients_are_named_as_the_record_names_its_backbone():
+    from parity import hf
+
+    from bevdet_core.convert.detr import HF_DETR
+
+    place = "model.backbone.conv_encoder.model"
+    for stem in (f"{place}.conv1.weight", f"{place}.embedder.embedder.convolution.weight"):
+        layout = hf.named_as(HF_DETR, {stem})
+        weight = {"backbone.conv1.weight": torch.ones(1)}
+        assert list(layout.to_official(weight)) == [stem]
+        assert layout.from_official({stem: weight["backbone.conv1.weight"]}) == weight
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_a_record_is_computed_with_convolutions_and_norms_one_after_the_other(depth: int):
+    from parity.rounding import released_rounding
+
+    torch.manual_seed(0)
+    backbone = ResNet(depth, 8, out_stages=(4,))
+    for module in backbone.modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            module.running_var.uniform_(0.5, 1.5)
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    norms: list[str] = []
+    backbone.layer1[0].bn1.register_forward_hook(lambda *_: norms.append("bn1"))
+    (folded,) = backbone(x)
+    with released_rounding():
+        (apart,) = backbone(x)
+    assert apart.is_contiguous()
+    assert norms == ["bn1"]  # it runs on its own there, and nowhere else
+    torch.testing.assert_close(apart, folded, rtol=0, atol=1e-4 * float(apart.detach().max()))
+    assert torch.equal(backbone(x)[0], folded)
+    assert norms == ["bn1"]

@@ -20,7 +20,9 @@ def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndar
     config = deformable_detr_config(meta["config"])
     arguments = meta["config"]
     layout = deformable_detr(config)
-    return images.run(config, arguments["num_classes"], layout, meta, inputs, state_dict, arguments["aux_loss"])
+    auxiliary = arguments["aux_loss"]
+    # Without auxiliary losses the release weighs the loss of proposals with nothing.
+    return images.run(config, arguments["num_classes"], layout, meta, inputs, state_dict, auxiliary, auxiliary)
 
 
 def deformable_detr_config(arguments: Mapping[str, Any]) -> DeformableDetrConfig:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bevdet_core.convert import Layout
 from bevdet_core.convert.deformable_detr import hf_deformable_detr
 from bevdet_core.convert.detr import HF_DETR
 from bevdet_core.convert.hf_config import deformable_detr_config, detr_config
+from bevdet_core.convert.resnet import torchvision_resnet
 
 from . import images
 from .settings import check_settings
 
+BACKBONE = "model.backbone.conv_encoder.model."
 READ = (
     "backbone_config", "backbone", "use_timm_backbone", "dilation", "d_model", "num_queries", "encoder_layers",
     "decoder_layers", "encoder_attention_heads", "decoder_attention_heads", "encoder_ffn_dim", "decoder_ffn_dim",
@@ -61,10 +67,18 @@ def run(meta: dict, inputs: dict[str, np.ndarray], state_dict: dict[str, np.ndar
         layout = hf_deformable_detr(config)
     auxiliary = arguments.get("auxiliary_loss", False)
     adapt = renormalise if auxiliary and meta["source"] == "hf-detr" else None
-    outputs = images.run(config, arguments["num_labels"], layout, meta, inputs, state_dict, auxiliary, adapt)
+    layout = named_as(layout, state_dict)
+    outputs = images.run(config, arguments["num_labels"], layout, meta, inputs, state_dict, auxiliary, adapt=adapt)
     if meta["source"] == "hf-detr":
         outputs["hs"] = outputs["hs"][-1:]
     return outputs
+
+
+def named_as(layout: Layout, state_dict: Container[str]) -> Layout:
+    """The layout that names gradients as a record does whose backbone is timm's."""
+    if f"{BACKBONE}conv1.weight" not in state_dict:
+        return layout
+    return replace(layout, rules=(*torchvision_resnet(BACKBONE), *layout.rules))
 
 
 def renormalise(model: nn.Module) -> None:

@@ -29,6 +29,7 @@ def run(
     inputs: Mapping[str, np.ndarray],
     state_dict: Mapping[str, np.ndarray],
     auxiliary: bool,
+    proposals: bool = False,
     adapt: Callable[[nn.Module], None] | None = None,
 ) -> dict[str, np.ndarray]:
     """All outputs of a record of a 2D detector.
@@ -41,6 +42,7 @@ def run(
         inputs: of the record.
         state_dict: under official names.
         auxiliary: whether the layers before the last have a loss.
+        proposals: whether the total loss counts that of two-stage proposals.
         adapt: changes what the release does otherwise than our model.
     """
     model = build_model(config, num_classes)
@@ -58,7 +60,7 @@ def run(
         references = [reference.detach() for reference in seen["decoder"].references]
         out["reference/init"] = references[0].numpy()
         out["reference/inter"] = torch.stack(references[1:]).numpy()
-    out |= loss_outputs(build_criterion(config), predictions, inputs, auxiliary)
+    out |= loss_outputs(build_criterion(config), predictions, inputs, auxiliary, proposals)
     out |= common.gradient_outputs(model, layout)
     if batch.original_sizes is not None:
         out |= decoded_outputs(model, predictions, batch)
@@ -101,16 +103,21 @@ def prediction_outputs(predictions: Predictions) -> dict[str, np.ndarray]:
 
 
 def loss_outputs(
-    criterion: SetCriterion, predictions: Predictions, inputs: Mapping[str, np.ndarray], auxiliary: bool
+    criterion: SetCriterion,
+    predictions: Predictions,
+    inputs: Mapping[str, np.ndarray],
+    auxiliary: bool,
+    proposals: bool,
 ) -> dict[str, np.ndarray]:
-    """Assignment and losses; fills the gradients."""
+    """Assignment and losses; fills the gradients. The flags are those of `run`."""
     targets = [Targets(labels, boxes) for labels, boxes in common.split_targets(inputs, "boxes")]
     last = len(predictions.logits) - 1
     first = 0 if auxiliary else last
     supervised = replace(predictions, logits=predictions.logits[first:], boxes=predictions.boxes[first:])
     sets = criterion.layer_sets(supervised, targets)
     assignments = criterion.matcher(sets)
-    total = criterion.losses(sets, assignments)["total"]
+    counted = slice(None) if proposals else slice(1)  # the proposals come after the decoder's layers
+    total = criterion.losses(sets[counted], assignments[counted])["total"]
     total.backward(retain_graph=True)
     out = {"loss/total": total.detach().numpy()}
 
