@@ -174,6 +174,7 @@ def sample_taps(rows, offset, offset_strides, mask, mask_strides, geometry, colu
     y = np.empty(count, columns.dtype)
     weight = np.empty(count, columns.dtype)
     inside = np.empty(count, np.int32)
+    everything = np.arange(count, dtype=np.int32)
     for pixel in range(begin, end):
         place_taps(offset, offset_strides, mask, mask_strides, geometry, pixel, 0, G, 0, x, y, weight)
         corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
@@ -182,7 +183,7 @@ def sample_taps(rows, offset, offset_strides, mask, mask_strides, geometry, colu
                 s = g * K + k
                 if inside[s]:
                     position = (pixel * K + k) * C + g * channels
-                    gather(channels, rows, g * channels, C, index, factor, s, s + 1, columns, position)
+                    gather(channels, rows, g * channels, C, index, factor, everything, s, s + 1, columns, position)
 
 
 @cached_njit
@@ -239,6 +240,7 @@ def differentiate_rows(offset, offset_strides, mask, mask_strides, geometry, gra
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
     inside = np.empty(count, np.int32)
+    everything = np.arange(count, dtype=np.int32)
     for item in range(begin, end):
         g, block = divmod(item, blocks)
         channel = g * group_channels + block * CHANNEL_BLOCK
@@ -253,4 +255,5 @@ def differentiate_rows(offset, offset_strides, mask, mask_strides, geometry, gra
             for s in range(total):
                 if inside[s]:
                     position = (first * K + s) * C + channel
-                    scatter(channels, grad_rows, channel, C, index, factor, s, s + 1, grad_columns, position)
+                    scatter(channels, grad_rows, channel, C, index, factor, everything, s, s + 1, grad_columns,
+                            position)  # fmt: skip

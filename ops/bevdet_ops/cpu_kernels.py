@@ -10,25 +10,25 @@ handles a range of independent items and leaves the others' results alone.
 import numpy as np
 
 from bevdet_ops.cpu_compile import cached_njit
-from bevdet_ops.cpu_samples import activate, corners, drop_outside, place, slopes
+from bevdet_ops.cpu_samples import activate, corners, find_inside, place, slopes
 from bevdet_ops.cpu_vector import dot_rows, gather_rows, scatter_rows
 
 
 @cached_njit
-def gather(D, rows, start, stride, index, factor, first, last, out, position):
+def gather(D, rows, start, stride, index, factor, chosen, first, last, out, position):
     """`gather_rows` for any number of channels."""
     d = 0
     while d + 64 <= D:
-        gather_rows(64, rows, start + d, stride, index, factor, first, last, out, position + d)
+        gather_rows(64, rows, start + d, stride, index, factor, chosen, first, last, out, position + d)
         d += 64
     while d + 32 <= D:
-        gather_rows(32, rows, start + d, stride, index, factor, first, last, out, position + d)
+        gather_rows(32, rows, start + d, stride, index, factor, chosen, first, last, out, position + d)
         d += 32
     while d + 8 <= D:
-        gather_rows(8, rows, start + d, stride, index, factor, first, last, out, position + d)
+        gather_rows(8, rows, start + d, stride, index, factor, chosen, first, last, out, position + d)
         d += 8
     while d < D:
-        gather_rows(1, rows, start + d, stride, index, factor, first, last, out, position + d)
+        gather_rows(1, rows, start + d, stride, index, factor, chosen, first, last, out, position + d)
         d += 1
 
 
@@ -51,55 +51,80 @@ def dot(D, rows, start, stride, index, first, last, other, position, dots):
 
 
 @cached_njit
-def scatter(D, rows, start, stride, index, factor, first, last, other, position):
+def scatter(D, rows, start, stride, index, factor, chosen, first, last, other, position):
     """`scatter_rows` for any number of channels."""
     d = 0
     while d + 64 <= D:
-        scatter_rows(64, rows, start + d, stride, index, factor, first, last, other, position + d)
+        scatter_rows(64, rows, start + d, stride, index, factor, chosen, first, last, other, position + d)
         d += 64
     while d + 32 <= D:
-        scatter_rows(32, rows, start + d, stride, index, factor, first, last, other, position + d)
+        scatter_rows(32, rows, start + d, stride, index, factor, chosen, first, last, other, position + d)
         d += 32
     while d + 8 <= D:
-        scatter_rows(8, rows, start + d, stride, index, factor, first, last, other, position + d)
+        scatter_rows(8, rows, start + d, stride, index, factor, chosen, first, last, other, position + d)
         d += 8
     while d < D:
-        scatter_rows(1, rows, start + d, stride, index, factor, first, last, other, position + d)
+        scatter_rows(1, rows, start + d, stride, index, factor, chosen, first, last, other, position + d)
         d += 1
+
+
+ITEM_BLOCK = 128
 
 
 @cached_njit
 def attend(value, value_strides, reference, reference_strides, box, offsets, offset_strides, weights, weight_strides,
            seen, activation, tables, sizes, out, begin, end):  # fmt: skip
-    """The output rows [M * D] of items b * Q + q in begin..end, summed over cameras; the weights are raw ones."""
+    """The output rows [M * D] of items b * Q + q in begin..end, summed over cameras; the weights are raw ones.
+
+    Head by head within a block of items: neighbours read the same rows of a head. `tables` hold heights, widths and
+    first rows for the samples of ITEM_BLOCK items.
+    """
     N, Q, M, D, L, P, Z = sizes
-    count = M * L * P
+    samples = L * P
+    count = ITEM_BLOCK * samples
     index = np.empty((4, count), np.int32)
     factor = np.empty((4, count), out.dtype)
-    base = np.empty((4, L * P), out.dtype)
-    x = np.empty(count, out.dtype)
-    y = np.empty(count, out.dtype)
-    weight = np.empty(count, out.dtype)
+    base = np.empty((4, samples), out.dtype)
+    x = np.empty(M * count, out.dtype)
+    y = np.empty(M * count, out.dtype)
+    weight = np.empty(M * count, out.dtype)
     inside = np.empty(count, np.int32)
-    for item in range(begin, end):
-        b = item // Q
-        q = item - b * Q
-        out[item * M * D : (item + 1) * M * D] = 0
+    everything = np.arange(count, dtype=np.int32)
+    found = np.empty(count, np.int32)
+    items = np.empty(ITEM_BLOCK, np.int64)
+    for block in range(begin, end, ITEM_BLOCK):
+        stop = min(block + ITEM_BLOCK, end)
+        out[block * M * D : stop * M * D] = 0
         for n in range(N):
-            if not seen[(b * N + n) * Q + q]:
-                continue
-            r = b * reference_strides[0] + n * reference_strides[1] + q * reference_strides[2]
-            o = b * offset_strides[0] + n * offset_strides[1] + q * offset_strides[2]
-            w = b * weight_strides[0] + n * weight_strides[1] + q * weight_strides[2]
-            place(reference, r, reference_strides[3:], box, offsets, o, offset_strides[3:], weights, w,
-                  weight_strides[3:], tables, (M, L, P, Z), 0, base, x, y, weight)  # fmt: skip
-            activate(activation, M, L * P, weight)
-            kept = corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
+            filled = 0
+            for item in range(block, stop):
+                b = item // Q
+                q = item - b * Q
+                if not seen[(b * N + n) * Q + q]:
+                    continue
+                r = b * reference_strides[0] + n * reference_strides[1] + q * reference_strides[2]
+                o = b * offset_strides[0] + n * offset_strides[1] + q * offset_strides[2]
+                w = b * weight_strides[0] + n * weight_strides[1] + q * weight_strides[2]
+                place(reference, r, reference_strides[3:], box, offsets, o, offset_strides[3:], weights, w,
+                      weight_strides[3:], tables, (M, L, P, Z), filled * samples, count, base, x, y,
+                      weight)  # fmt: skip
+                items[filled] = item
+                filled += 1
+            total = filled * samples
             for m in range(M):
-                first = m * L * P
-                last = first + L * P if kept == count else drop_outside(first, first + L * P, inside, index, factor)
-                start = b * value_strides[0] + n * value_strides[1] + m * value_strides[3]
-                gather(D, value, start, value_strides[2], index, factor, first, last, out, (item * M + m) * D)
+                own = slice(m * count, m * count + total)
+                activate(activation, filled, samples, weight[own])
+                kept = corners(total, x[own], y[own], weight[own], tables[0], tables[1], tables[2], index, factor,
+                               inside)  # fmt: skip
+                chosen = everything if kept == total else found
+                for k in range(filled):
+                    first = k * samples
+                    last = first + samples
+                    if kept < total:
+                        last = find_inside(first, last, inside, found)
+                    start = items[k] // Q * value_strides[0] + n * value_strides[1] + m * value_strides[3]
+                    gather(D, value, start, value_strides[2], index, factor, chosen, first, last, out,
+                           (items[k] * M + m) * D)  # fmt: skip
 
 
 @cached_njit
@@ -137,7 +162,7 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
             o = b * offset_strides[0] + n * offset_strides[1] + q * offset_strides[2]
             w = b * weight_strides[0] + n * weight_strides[1] + q * weight_strides[2]
             place(reference, r, reference_strides[3:], box, offsets, o, offset_strides[3:], weights, w,
-                  weight_strides[3:], tables, (M, L, P, Z), 0, base, x, y, weight)  # fmt: skip
+                  weight_strides[3:], tables, (M, L, P, Z), 0, L * P, base, x, y, weight)  # fmt: skip
             corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
             dots[:] = 0
             for m in range(M):
@@ -214,6 +239,8 @@ def differentiate_value(reference, reference_strides, box, offsets, offset_strid
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
     inside = np.empty(count, np.int32)
+    everything = np.arange(count, dtype=np.int32)
+    found = np.empty(count, np.int32)
     tables = np.empty((3, count), np.int32)
     queries = np.empty(QUERY_BLOCK, np.int64)
     for item in range(begin, end):
@@ -238,14 +265,15 @@ def differentiate_value(reference, reference_strides, box, offsets, offset_strid
                     place(reference, r + q * reference_strides[2], reference_strides[3:], box,
                           offsets, o + q * offset_strides[2], offset_strides[3:],
                           weights, w + q * weight_strides[2], weight_strides[3:],
-                          tables, (1, 1, P, Z), filled * P, base, x, y, weight)  # fmt: skip
+                          tables, (1, 1, P, Z), filled * P, P, base, x, y, weight)  # fmt: skip
                     queries[filled] = q
                     filled += 1
                 q += 1
             total = filled * P
             kept = corners(total, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
+            chosen = everything if kept == total else found
             for k in range(filled):
                 first = k * P
-                last = first + P if kept == total else drop_outside(first, first + P, inside, index, factor)
+                last = first + P if kept == total else find_inside(first, first + P, inside, found)
                 position = ((b * Q + queries[k]) * M + m) * D + channel
-                scatter(channels, grad_value, start, M * D, index, factor, first, last, grad_output, position)
+                scatter(channels, grad_value, start, M * D, index, factor, chosen, first, last, grad_output, position)

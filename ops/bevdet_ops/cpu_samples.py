@@ -10,7 +10,7 @@ enough for the vectoriser.
 import numpy as np
 
 from bevdet_ops.cpu_compile import cached_njit
-from bevdet_ops.cpu_vector import exponential, place_samples
+from bevdet_ops.cpu_vector import exponential, place_samples, softmax_row
 
 SIGMOID, SOFTMAX = 1, 2
 ACTIVATIONS = {"none": 0, "sigmoid": SIGMOID, "softmax": SOFTMAX}  # of the weights
@@ -65,17 +65,13 @@ def corners(count, x, y, weight, heights, widths, starts, index, factor, inside)
 
 
 @cached_njit
-def drop_outside(first, last, inside, index, factor):
-    """Move the samples that lie inside to the front of first..last; returns the end of them."""
-    kept = first
+def find_inside(first, last, inside, chosen):
+    """Write the samples of first..last that lie inside to chosen[first:]; returns the end of them."""
+    end = first
     for s in range(first, last):
-        if inside[s]:
-            if kept < s:
-                for corner in range(4):
-                    index[corner, kept] = index[corner, s]
-                    factor[corner, kept] = factor[corner, s]
-            kept += 1
-    return kept
+        chosen[end] = s  # to be written over where it lies outside: a branch would often be foretold wrongly
+        end += inside[s]
+    return end
 
 
 @cached_njit
@@ -113,8 +109,8 @@ def slopes(count, x, y, weight, heights, widths, dots, grad_weight, grad_x, grad
 
 @cached_njit
 def place(reference, r, reference_strides, box, offsets, o, offset_strides, weights, w, weight_strides, tables, sizes,
-          at, base, x, y, weight):  # fmt: skip
-    """Write pixel positions and weights of one query's samples to the scratch arrays, from sample `at` on.
+          at, stride, base, x, y, weight):  # fmt: skip
+    """Write pixel positions and weights of one query's samples to the scratch arrays, head m from at + m * stride on.
 
     `r`, `o` and `w` are the first elements of the query's references, offsets and weights; `reference_strides` are
     those of (l, z, xy), `offset_strides` of (m, l, p, xy), `weight_strides` of (m, l, p); `sizes` is (M, L, P, Z);
@@ -124,8 +120,8 @@ def place(reference, r, reference_strides, box, offsets, o, offset_strides, weig
     half = x.dtype.type(0.5)
     xy = reference_strides[2]
     for level in range(L):
-        W = x.dtype.type(tables[1, at + level * P])
-        H = x.dtype.type(tables[0, at + level * P])
+        W = x.dtype.type(tables[1, level * P])
+        H = x.dtype.type(tables[0, level * P])
         z = 0
         for p in range(P):
             point = r + level * reference_strides[0] + z * reference_strides[1]
@@ -140,7 +136,7 @@ def place(reference, r, reference_strides, box, offsets, o, offset_strides, weig
             z = z + 1 if z + 1 < Z else 0
     dense = offset_strides[1:] == (2 * P, 2, 1) and weight_strides[1:] == (P, 1)
     for m in range(M):
-        first = at + m * L * P
+        first = at + m * stride
         offset = o + m * offset_strides[0]
         source = w + m * weight_strides[0]
         if dense:  # as good as always
@@ -162,27 +158,35 @@ def place(reference, r, reference_strides, box, offsets, o, offset_strides, weig
 
 
 @cached_njit
-def activate(activation, heads, samples, weight):
-    """Turn the raw weights of one query, `samples` to a head, into the activated ones."""
+def activate(activation, rows, samples, weight):
+    """Turn raw weights, `samples` to a row, into activated ones; softmax is over a row."""
     one = weight.dtype.type(1)
     if activation == SIGMOID:
-        for s in range(heads * samples):
+        for s in range(rows * samples):
             weight[s] = one / (one + exponential(-weight[s]))
     elif activation == SOFTMAX:
-        for m in range(heads):
-            first = m * samples
-            largest = weight[first]
-            for s in range(first + 1, first + samples):
-                largest = weight[s] if weight[s] > largest else largest
-            for s in range(first, first + samples):
-                weight[s] -= largest
-        for s in range(heads * samples):
-            weight[s] = exponential(weight[s])
-        for m in range(heads):
-            first = m * samples
-            total = weight[first]
-            for s in range(first + 1, first + samples):
-                total += weight[s]
-            share = one / total
-            for s in range(first, first + samples):
-                weight[s] *= share
+        for row in range(rows):
+            if samples == 4:
+                softmax_row(4, weight, row * samples)
+            elif samples == 8:
+                softmax_row(8, weight, row * samples)
+            elif samples == 16:
+                softmax_row(16, weight, row * samples)
+            elif samples == 32:
+                softmax_row(32, weight, row * samples)
+            else:
+                softmax(row * samples, (row + 1) * samples, weight)
+
+
+@cached_njit
+def softmax(first, last, weight):
+    """`softmax_row` for any number of samples."""
+    largest = weight[first]
+    for s in range(first + 1, last):
+        largest = weight[s] if weight[s] > largest else largest
+    total = weight.dtype.type(0)
+    for s in range(first, last):
+        weight[s] = exponential(weight[s] - largest)
+        total += weight[s]
+    for s in range(first, last):
+        weight[s] /= total

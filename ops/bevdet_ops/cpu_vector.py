@@ -18,19 +18,20 @@ FUSED = ("contract",)  # multiply and add in one instruction where the processor
 
 
 @intrinsic(prefer_literal=True)
-def gather_rows(typing, width, rows, start, stride, index, factor, first, last, out, position):
-    """``out[position:][:width] += sum over samples first..last and their corners of factor * row``."""
+def gather_rows(typing, width, rows, start, stride, index, factor, chosen, first, last, out, position):
+    """``out[position:][:width] += sum over samples chosen[first:last] and their corners of factor * row``."""
 
     def codegen(context, builder, signature, arguments):
-        _, rows_, start_, stride_, index_, factor_, first_, last_, out_, position_ = arguments
+        _, rows_, start_, stride_, index_, factor_, chosen_, first_, last_, out_, position_ = arguments
         vector = _vector(context, out, width)
         zero = ir.Constant(vector, [0.0] * vector.count)
         totals = [cgutils.alloca_once_value(builder, zero) for _ in range(4)]  # one each: four chains of additions
         with cgutils.for_range(builder, last_, first_) as loop:
+            sample = builder.sext(_load(context, builder, chosen, chosen_, loop.index), loop.index.type)
             for corner, total in enumerate(totals):
-                row_index = _load(context, builder, index, index_, corner, loop.index)
+                row_index = _load(context, builder, index, index_, corner, sample)
                 row = _row(context, builder, rows, rows_, start_, stride_, row_index, vector)
-                scale = _splat(builder, _load(context, builder, factor, factor_, corner, loop.index), vector)
+                scale = _splat(builder, _load(context, builder, factor, factor_, corner, sample), vector)
                 builder.store(_multiply_add(builder, row, scale, builder.load(total)), total)
         target = _pointer(context, builder, out, out_, vector, position_)
         result = _load_vector(builder, target)
@@ -40,7 +41,7 @@ def gather_rows(typing, width, rows, start, stride, index, factor, first, last, 
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(width, rows, i64, i64, index, factor, i64, i64, out, i64), codegen
+    return types.void(width, rows, i64, i64, index, factor, chosen, i64, i64, out, i64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -65,24 +66,25 @@ def dot_rows(typing, width, rows, start, stride, index, first, last, other, posi
 
 
 @intrinsic(prefer_literal=True)
-def scatter_rows(typing, width, rows, start, stride, index, factor, first, last, other, position):
-    """``row of corner c of sample s += factor * other[position:][:width]`` for samples first..last, in order."""
+def scatter_rows(typing, width, rows, start, stride, index, factor, chosen, first, last, other, position):
+    """``row of corner c of sample s += factor * other[position:][:width]`` for samples chosen[first:last], in order."""
 
     def codegen(context, builder, signature, arguments):
-        _, rows_, start_, stride_, index_, factor_, first_, last_, other_, position_ = arguments
+        _, rows_, start_, stride_, index_, factor_, chosen_, first_, last_, other_, position_ = arguments
         vector = _vector(context, other, width)
         fixed = _load_vector(builder, _pointer(context, builder, other, other_, vector, position_))
         with cgutils.for_range(builder, last_, first_) as loop:
+            sample = builder.sext(_load(context, builder, chosen, chosen_, loop.index), loop.index.type)
             for corner in range(4):
-                row_index = _load(context, builder, index, index_, corner, loop.index)
+                row_index = _load(context, builder, index, index_, corner, sample)
                 element = builder.add(start_, builder.mul(builder.sext(row_index, stride_.type), stride_))
                 target = _pointer(context, builder, rows, rows_, vector, element)
-                scale = _splat(builder, _load(context, builder, factor, factor_, corner, loop.index), vector)
+                scale = _splat(builder, _load(context, builder, factor, factor_, corner, sample), vector)
                 _store_vector(builder, _multiply_add(builder, fixed, scale, _load_vector(builder, target)), target)
         return context.get_dummy_value()
 
     i64 = types.int64
-    return types.void(width, rows, i64, i64, index, factor, i64, i64, other, i64), codegen
+    return types.void(width, rows, i64, i64, index, factor, chosen, i64, i64, other, i64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -115,36 +117,63 @@ def place_samples(typing, width, base, column, offsets, offset, weights, source,
     return types.void(width, base, i64, offsets, i64, weights, i64, x, y, weight, i64), codegen
 
 
+@intrinsic(prefer_literal=True)
+def softmax_row(typing, width, array, at):
+    """``array[at:][:width]`` becomes its softmax."""
+
+    def codegen(context, builder, signature, arguments):
+        _, array_, at_ = arguments
+        vector = _vector(context, array, width)
+        pointer = _pointer(context, builder, array, array_, vector, at_)
+        values = _load_vector(builder, pointer)
+
+        def larger(a, b):
+            return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+        values = builder.fsub(values, _splat(builder, _folded(builder, values, larger), vector))
+        values = _exponential(builder, values)
+        _store_vector(builder, builder.fdiv(values, _splat(builder, _sum(builder, values), vector)), pointer)
+        return context.get_dummy_value()
+
+    return types.void(width, array, types.int64), codegen
+
+
 @intrinsic
 def exponential(typing, x):
     """The power of e to a float, in loops that LLVM can turn into vectors where it is of 32 bits; to 2e-7 of itself."""
+    return x(x), lambda context, builder, signature, arguments: _exponential(builder, *arguments)
 
-    def codegen(context, builder, signature, arguments):
-        (x_,) = arguments
-        kind = x_.type
-        if kind != ir.FloatType():
-            return builder.call(builder.module.declare_intrinsic("llvm.exp", [kind]), [x_])
 
-        def constant(number):
-            return ir.Constant(kind, number)
+def _exponential(builder, x):
+    """The powers of e to a scalar or a vector."""
+    element = getattr(x.type, "element", x.type)
+    if element != ir.FloatType():
+        if element is x.type:
+            return builder.call(builder.module.declare_intrinsic("llvm.exp", [element]), [x])
+        lanes = [ir.Constant(I32, lane) for lane in range(x.type.count)]
+        for lane in lanes:
+            x = builder.insert_element(x, _exponential(builder, builder.extract_element(x, lane)), lane)
+        return x
+    whole_type = I32 if element is x.type else ir.VectorType(I32, x.type.count)
 
-        # e^x = 2^n e^r with |r| <= ln(2) / 2, a Taylor series; of NaN, n is 0 and r is NaN.
-        above, below = (builder.fcmp_ordered(*test) for test in ((">", x_, constant(-87.0)), ("<", x_, constant(88.0))))
-        safe = builder.select(builder.and_(above, below), x_, constant(0.0))
-        half = builder.select(builder.fcmp_ordered("<", safe, constant(0.0)), constant(-0.5), constant(0.5))
-        n = builder.fptosi(_multiply_add(builder, safe, constant(1.4426950408889634), half), I32)
-        whole = builder.sitofp(n, kind)
-        high, low = constant(-0.693359375), constant(2.12194440e-4)  # ln(2) in two parts: n times the first is exact
-        r = _multiply_add(builder, whole, low, _multiply_add(builder, whole, high, x_))
-        total = constant(1.0 / 5040)
-        for factor in (1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
-            total = _multiply_add(builder, total, r, constant(factor))
-        bits = builder.shl(builder.add(n, ir.Constant(I32, 127)), ir.Constant(I32, 23))
-        result = builder.fmul(total, builder.bitcast(bits, kind))
-        result = builder.select(builder.fcmp_ordered("<=", x_, constant(-87.0)), constant(0.0), result)
-        return builder.select(builder.fcmp_ordered(">=", x_, constant(88.0)), constant(float("inf")), result)
+    def constant(number, kind=x.type):
+        return ir.Constant(kind, number if element is x.type else [number] * x.type.count)
 
-    return x(x), codegen
+    # e^x = 2^n e^r with |r| <= ln(2) / 2, a Taylor series; of NaN, n is 0 and r is NaN.
+    above, below = (builder.fcmp_ordered(*test) for test in ((">", x, constant(-87.0)), ("<", x, constant(88.0))))
+    safe = builder.select(builder.and_(above, below), x, constant(0.0))
+    half = builder.select(builder.fcmp_ordered("<", safe, constant(0.0)), constant(-0.5), constant(0.5))
+    n = builder.fptosi(_multiply_add(builder, safe, constant(1.4426950408889634), half), whole_type)
+    whole = builder.sitofp(n, x.type)
+    high, low = constant(-0.693359375), constant(2.12194440e-4)  # ln(2) in two parts: n times the first is exact
+    r = _multiply_add(builder, whole, low, _multiply_add(builder, whole, high, x))
+    total = constant(1.0 / 5040)
+    for factor in (1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0):
+        total = _multiply_add(builder, total, r, constant(factor))
+    bits = builder.shl(builder.add(n, constant(127, whole_type)), constant(23, whole_type))
+    result = builder.fmul(total, builder.bitcast(bits, x.type))
+    result = builder.select(builder.fcmp_ordered("<=", x, constant(-87.0)), constant(0.0), result)
+    return builder.select(builder.fcmp_ordered(">=", x, constant(88.0)), constant(float("inf")), result)
 
 
 def _vector(context, array_type, width):
@@ -203,12 +232,16 @@ def _multiply_add(builder, a, b, c):
 
 
 def _sum(builder, vector):
-    """The sum over a vector: its halves are added until one lane is left."""
+    return _folded(builder, vector, builder.fadd)
+
+
+def _folded(builder, vector, operation):
+    """A vector's lanes in one: its halves are joined until one is left."""
     while vector.type.count > 1:
         half = vector.type.count // 2
         halves = [
             builder.shuffle_vector(vector, vector, ir.Constant(ir.VectorType(I32, half), list(range(at, at + half))))
             for at in (0, half)
         ]
-        vector = builder.fadd(*halves)
+        vector = operation(*halves)
     return builder.extract_element(vector, ir.Constant(I32, 0))
