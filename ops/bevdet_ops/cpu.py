@@ -15,8 +15,6 @@ from torch import Tensor
 
 from bevdet_ops.cpu_threads import parallel_for
 
-READS_PER_ROW = 48  # of a map: from so many on, a copy in another order pays
-FAST_CACHE = 4 * 2**20  # bytes: smaller maps stay near in any order
 BITS = {torch.float16: torch.int16, torch.bfloat16: torch.uint16}  # how the kernels tell the 16-bit types
 
 
@@ -40,57 +38,30 @@ def forward(
     reduction: str,
 ) -> Tensor:
     """Multi-camera deformable attention, [B, Q, M * D]; `library` describes the arguments."""
-    B, N, S, M, D = value.shape
+    from bevdet_ops.cpu_kernels import attend
+    from bevdet_ops.cpu_samples import ACTIVATIONS
+
+    B, N, _, M, D = value.shape
     _, _, Q, _, L, P = attention_weights.shape
     seen = _seen(reference_points, visible)
     out = attention_weights.new_empty(B, Q, M * D)  # the kernel writes all of it
     if out.numel() == 0:
         return out.to(value.dtype)
-    activation = weight_activation
-    if 4 * L * P * Q < READS_PER_ROW * S or value[0].nbytes < FAST_CACHE:
-        _attend(value, spatial_shapes, reference_points, sampling_offsets, attention_weights, seen, activation, out)
-    else:
-        # One batch item after the other, with the rows of a head side by side: what is near fills fewer cache lines.
-        rows = value.new_empty(1, N, M, S, D).transpose(2, 3)
-        for b in range(B):
-            rows.copy_(value[b])
-            one = slice(b, b + 1)
-            offsets = None if sampling_offsets is None else sampling_offsets[one]
-            points, weights = reference_points[one], attention_weights[one]
-            _attend(rows, spatial_shapes, points, offsets, weights, seen[one], activation, out[one])
-    scale = _camera_scale(seen, reduction)
-    if scale is not None:
-        out *= scale.to(out.dtype)
-    return out.to(value.dtype)
-
-
-def _attend(
-    value: Tensor,
-    spatial_shapes: list[int],
-    reference_points: Tensor,
-    sampling_offsets: Tensor | None,
-    attention_weights: Tensor,
-    seen: Tensor,
-    weight_activation: str,
-    out: Tensor,
-) -> None:
-    """Write the sums over cameras to `out` [B, Q, M * D]."""
-    from bevdet_ops.cpu_kernels import ITEM_BLOCK, attend
-    from bevdet_ops.cpu_samples import ACTIVATIONS
-
-    B, N, _, M, D = value.shape
-    _, _, Q, _, L, P = attention_weights.shape
     kernel = partial(
         attend,
         *flat(_with_rows(value)),
         *_samples(reference_points, sampling_offsets, attention_weights, seen),
         # In the kernel, for an activated copy takes longer to write and read than to compute.
         ACTIVATIONS[weight_activation],
-        np.tile(np.repeat(_levels(spatial_shapes), P, axis=1), ITEM_BLOCK),
+        np.tile(np.repeat(_levels(spatial_shapes), P, axis=1), M),
         (N, Q, M, D, L, P, reference_points.shape[4]),
         flat(out)[0],
     )
     parallel_for(kernel, B * Q, nanoseconds=0.2 * B * N * Q * M * L * P * D)
+    scale = _camera_scale(seen, reduction)
+    if scale is not None:
+        out *= scale.to(out.dtype)
+    return out.to(value.dtype)
 
 
 def backward(
@@ -251,12 +222,12 @@ def _activate(weights: Tensor, activation: str) -> Tensor:
 
 
 def _activation_gradient(weights: Tensor, grad: Tensor, activation: str, seen: Tensor) -> Tensor:
-    """The gradient of raw weights from that of activated ones; zero where no camera looked at them."""
+    """The gradient of raw weights from that of activated ones, in whose place; zero where no camera looked at them."""
     if activation == "none":
         return grad
     if activation == "softmax":
-        grad = weights * (grad - (weights * grad).sum((-2, -1), keepdim=True))
+        grad.sub_((weights * grad).sum((-2, -1), keepdim=True)).mul_(weights)
     else:
-        grad = grad * weights * (1 - weights)
+        grad.mul_(weights).mul_(1 - weights)
     looked_at = seen if weights.shape[1] > 1 else seen.any(1, keepdim=True)
     return grad if looked_at.all() else grad.where(looked_at[..., None, None, None], 0)

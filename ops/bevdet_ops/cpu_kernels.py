@@ -74,57 +74,42 @@ ITEM_BLOCK = 128
 @cached_njit
 def attend(value, value_strides, reference, reference_strides, box, offsets, offset_strides, weights, weight_strides,
            seen, activation, tables, sizes, out, begin, end):  # fmt: skip
-    """The output rows [M * D] of items b * Q + q in begin..end, summed over cameras; the weights are raw ones.
-
-    Head by head within a block of items: neighbours read the same rows of a head. `tables` hold heights, widths and
-    first rows for the samples of ITEM_BLOCK items.
-    """
+    """The output rows [M * D] of items b * Q + q in begin..end, summed over cameras; the weights are raw ones."""
     N, Q, M, D, L, P, Z = sizes
-    samples = L * P
-    count = ITEM_BLOCK * samples
+    count = M * L * P
     index = np.empty((4, count), np.int32)
     factor = np.empty((4, count), out.dtype)
-    base = np.empty((4, samples), out.dtype)
-    x = np.empty(M * count, out.dtype)
-    y = np.empty(M * count, out.dtype)
-    weight = np.empty(M * count, out.dtype)
+    base = np.empty((4, L * P), out.dtype)
+    query = np.empty(1, np.int64)
+    x = np.empty(count, out.dtype)
+    y = np.empty(count, out.dtype)
+    weight = np.empty(count, out.dtype)
     inside = np.empty(count, np.int32)
     everything = np.arange(count, dtype=np.int32)
     found = np.empty(count, np.int32)
-    items = np.empty(ITEM_BLOCK, np.int64)
-    for block in range(begin, end, ITEM_BLOCK):
-        stop = min(block + ITEM_BLOCK, end)
-        out[block * M * D : stop * M * D] = 0
+    for item in range(begin, end):
+        b = item // Q
+        q = item - b * Q
+        out[item * M * D : (item + 1) * M * D] = 0
         for n in range(N):
-            filled = 0
-            for item in range(block, stop):
-                b = item // Q
-                q = item - b * Q
-                if not seen[(b * N + n) * Q + q]:
-                    continue
-                r = b * reference_strides[0] + n * reference_strides[1] + q * reference_strides[2]
-                o = b * offset_strides[0] + n * offset_strides[1] + q * offset_strides[2]
-                w = b * weight_strides[0] + n * weight_strides[1] + q * weight_strides[2]
-                place(reference, r, reference_strides[3:], box, offsets, o, offset_strides[3:], weights, w,
-                      weight_strides[3:], tables, (M, L, P, Z), filled * samples, count, base, x, y,
-                      weight)  # fmt: skip
-                items[filled] = item
-                filled += 1
-            total = filled * samples
+            if not seen[(b * N + n) * Q + q]:
+                continue
+            query[0] = q
+            r = b * reference_strides[0] + n * reference_strides[1]
+            o = b * offset_strides[0] + n * offset_strides[1]
+            w = b * weight_strides[0] + n * weight_strides[1]
+            place(query, 1, reference, r, reference_strides[2:], box, offsets, o, offset_strides[2:], weights, w,
+                  weight_strides[2:], tables, (M, L, P, Z), base, x, y, weight)  # fmt: skip
+            activate(activation, M, L * P, weight)
+            kept = corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
+            chosen = everything if kept == count else found
             for m in range(M):
-                own = slice(m * count, m * count + total)
-                activate(activation, filled, samples, weight[own])
-                kept = corners(total, x[own], y[own], weight[own], tables[0], tables[1], tables[2], index, factor,
-                               inside)  # fmt: skip
-                chosen = everything if kept == total else found
-                for k in range(filled):
-                    first = k * samples
-                    last = first + samples
-                    if kept < total:
-                        last = find_inside(first, last, inside, found)
-                    start = items[k] // Q * value_strides[0] + n * value_strides[1] + m * value_strides[3]
-                    gather(D, value, start, value_strides[2], index, factor, chosen, first, last, out,
-                           (items[k] * M + m) * D)  # fmt: skip
+                first = m * L * P
+                last = first + L * P
+                if kept < count:
+                    last = find_inside(first, last, inside, found)
+                start = b * value_strides[0] + n * value_strides[1] + m * value_strides[3]
+                gather(D, value, start, value_strides[2], index, factor, chosen, first, last, out, (item * M + m) * D)
 
 
 @cached_njit
@@ -143,6 +128,7 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
     index = np.empty((4, count), np.int32)
     factor = np.empty((4, count), dtype)
     base = np.empty((4, L * P), dtype)
+    query = np.empty(1, np.int64)
     x = np.empty(count, dtype)
     y = np.empty(count, dtype)
     weight = np.empty(count, dtype)
@@ -158,11 +144,12 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
         for n in range(N):
             if not seen[(b * N + n) * Q + q]:
                 continue
-            r = b * reference_strides[0] + n * reference_strides[1] + q * reference_strides[2]
-            o = b * offset_strides[0] + n * offset_strides[1] + q * offset_strides[2]
-            w = b * weight_strides[0] + n * weight_strides[1] + q * weight_strides[2]
-            place(reference, r, reference_strides[3:], box, offsets, o, offset_strides[3:], weights, w,
-                  weight_strides[3:], tables, (M, L, P, Z), 0, L * P, base, x, y, weight)  # fmt: skip
+            query[0] = q
+            r = b * reference_strides[0] + n * reference_strides[1]
+            o = b * offset_strides[0] + n * offset_strides[1]
+            w = b * weight_strides[0] + n * weight_strides[1]
+            place(query, 1, reference, r, reference_strides[2:], box, offsets, o, offset_strides[2:], weights, w,
+                  weight_strides[2:], tables, (M, L, P, Z), base, x, y, weight)  # fmt: skip
             corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
             dots[:] = 0
             for m in range(M):
@@ -198,7 +185,7 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
                     for level in range(L):
                         H = dtype.type(tables[0, level * P])
                         W = dtype.type(tables[1, level * P])
-                        offset = o + m * offset_strides[3] + level * offset_strides[4]
+                        offset = o + q * offset_strides[2] + m * offset_strides[3] + level * offset_strides[4]
                         z = 0
                         for _ in range(P):
                             target = gr + level * grad_reference_strides[3] + z * grad_reference_strides[4]
@@ -262,13 +249,11 @@ def differentiate_value(reference, reference_strides, box, offsets, offset_strid
             filled = 0
             while q < Q and filled < QUERY_BLOCK:
                 if seen[camera * Q + q]:
-                    place(reference, r + q * reference_strides[2], reference_strides[3:], box,
-                          offsets, o + q * offset_strides[2], offset_strides[3:],
-                          weights, w + q * weight_strides[2], weight_strides[3:],
-                          tables, (1, 1, P, Z), filled * P, P, base, x, y, weight)  # fmt: skip
                     queries[filled] = q
                     filled += 1
                 q += 1
+            place(queries, filled, reference, r, reference_strides[2:], box, offsets, o, offset_strides[2:], weights, w,
+                  weight_strides[2:], tables, (1, 1, P, Z), base, x, y, weight)  # fmt: skip
             total = filled * P
             kept = corners(total, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
             chosen = everything if kept == total else found

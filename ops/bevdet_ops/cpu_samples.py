@@ -108,53 +108,59 @@ def slopes(count, x, y, weight, heights, widths, dots, grad_weight, grad_x, grad
 
 
 @cached_njit
-def place(reference, r, reference_strides, box, offsets, o, offset_strides, weights, w, weight_strides, tables, sizes,
-          at, stride, base, x, y, weight):  # fmt: skip
-    """Write pixel positions and weights of one query's samples to the scratch arrays, head m from at + m * stride on.
+def place(queries, count, reference, r, reference_strides, box, offsets, o, offset_strides, weights, w, weight_strides,
+          tables, sizes, base, x, y, weight):  # fmt: skip
+    """Write pixel positions and weights of the samples of ``queries[:count]`` to the scratch arrays, one by one.
 
-    `r`, `o` and `w` are the first elements of the query's references, offsets and weights; `reference_strides` are
-    those of (l, z, xy), `offset_strides` of (m, l, p, xy), `weight_strides` of (m, l, p); `sizes` is (M, L, P, Z);
+    `r`, `o` and `w` are the first elements of the references, offsets and weights; `reference_strides` are those of
+    (q, l, z, xy), `offset_strides` of (q, m, l, p, xy), `weight_strides` of (q, m, l, p); `sizes` is (M, L, P, Z);
     `base` is scratch for the part that heads share: position and scale of the offsets.
     """
     M, L, P, Z = sizes
     half = x.dtype.type(0.5)
-    xy = reference_strides[2]
-    for level in range(L):
-        W = x.dtype.type(tables[1, level * P])
-        H = x.dtype.type(tables[0, level * P])
-        z = 0
-        for p in range(P):
-            point = r + level * reference_strides[0] + z * reference_strides[1]
-            base[0, level * P + p] = reference[point] * W - half
-            base[1, level * P + p] = reference[point + xy] * H - half
-            if box:
-                base[2, level * P + p] = reference[point + 2 * xy] * half / x.dtype.type(P) * W
-                base[3, level * P + p] = reference[point + 3 * xy] * half / x.dtype.type(P) * H
-            else:
-                base[2, level * P + p] = 1
-                base[3, level * P + p] = 1
-            z = z + 1 if z + 1 < Z else 0
-    dense = offset_strides[1:] == (2 * P, 2, 1) and weight_strides[1:] == (P, 1)
-    for m in range(M):
-        first = at + m * stride
-        offset = o + m * offset_strides[0]
-        source = w + m * weight_strides[0]
-        if dense:  # as good as always
-            s = 0
-            while s + 8 <= L * P:
-                place_samples(8, base, s, offsets, offset + 2 * s, weights, source + s, x, y, weight, first + s)
-                s += 8
-            while s < L * P:
-                place_samples(1, base, s, offsets, offset + 2 * s, weights, source + s, x, y, weight, first + s)
-                s += 1
-            continue
+    xy = reference_strides[3]
+    dense = offset_strides[2:] == (2 * P, 2, 1) and weight_strides[2:] == (P, 1)
+    first = 0
+    for k in range(count):
+        query = queries[k]
         for level in range(L):
+            W = x.dtype.type(tables[1, level * P])
+            H = x.dtype.type(tables[0, level * P])
+            z = 0
             for p in range(P):
-                s = level * P + p
-                point = offset + level * offset_strides[1] + p * offset_strides[2]
-                x[first + s] = base[0, s] + offsets[point] * base[2, s]
-                y[first + s] = base[1, s] + offsets[point + offset_strides[3]] * base[3, s]
-                weight[first + s] = weights[source + level * weight_strides[1] + p * weight_strides[2]]
+                point = r + query * reference_strides[0] + level * reference_strides[1] + z * reference_strides[2]
+                base[0, level * P + p] = reference[point] * W - half
+                base[1, level * P + p] = reference[point + xy] * H - half
+                if box:
+                    base[2, level * P + p] = reference[point + 2 * xy] * half / x.dtype.type(P) * W
+                    base[3, level * P + p] = reference[point + 3 * xy] * half / x.dtype.type(P) * H
+                else:
+                    base[2, level * P + p] = 1
+                    base[3, level * P + p] = 1
+                z = z + 1 if z + 1 < Z else 0
+        for m in range(M):
+            offset = o + query * offset_strides[0] + m * offset_strides[1]
+            source = w + query * weight_strides[0] + m * weight_strides[1]
+            if dense:  # as good as always
+                s = 0
+                while s + 8 <= L * P:
+                    place_samples(8, base, s, offsets, offset + 2 * s, weights, source + s, x, y, weight, first + s)
+                    s += 8
+                while s + 4 <= L * P:
+                    place_samples(4, base, s, offsets, offset + 2 * s, weights, source + s, x, y, weight, first + s)
+                    s += 4
+                while s < L * P:
+                    place_samples(1, base, s, offsets, offset + 2 * s, weights, source + s, x, y, weight, first + s)
+                    s += 1
+            else:
+                for level in range(L):
+                    for p in range(P):
+                        s = level * P + p
+                        point = offset + level * offset_strides[2] + p * offset_strides[3]
+                        x[first + s] = base[0, s] + offsets[point] * base[2, s]
+                        y[first + s] = base[1, s] + offsets[point + offset_strides[4]] * base[3, s]
+                        weight[first + s] = weights[source + level * weight_strides[2] + p * weight_strides[3]]
+            first += L * P
 
 
 @cached_njit
