@@ -82,6 +82,7 @@ def evaluate(argv: list[str]) -> None:
     parser = _parser("evaluate", evaluate)
     parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
     parser.add_argument("--out", type=Path, help="folder for metrics, curves and results; default: beside the weights")
+    _add_precision(parser)
     options, overrides = _parse(parser, argv)
     from . import launch, processes
     from .data import build_dataset
@@ -89,7 +90,7 @@ def evaluate(argv: list[str]) -> None:
     from .evaluation import evaluate as score
 
     device = launch.start().device
-    detector = Detector.load(options.checkpoint, device, overrides)
+    detector = Detector.load(options.checkpoint, device, overrides, options.precision)
     out = options.out or weights_of(options.checkpoint).parent / "evaluation"
     settings = detector.config.train
     dataset = build_dataset(detector.config.data, training=False)
@@ -108,12 +109,13 @@ def predict(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder; default: predictions")
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept; default: 0.3")
     parser.add_argument("--batch_size", type=int, default=1, help="inputs that go through the network at once")
+    _add_precision(parser)
     options, overrides = _parse(parser, argv)
     from .detector import Detector
     from .prediction import expand_inputs, predict_files
 
     files = expand_inputs(options.inputs)
-    detector = Detector.load(options.checkpoint, overrides=overrides)
+    detector = Detector.load(options.checkpoint, overrides=overrides, precision=options.precision)
     predict_files(detector, files, options.out, options.threshold, options.batch_size)
 
 
@@ -300,6 +302,11 @@ def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.Ar
             help="list all settings, of a named configuration its own, and leave",
         )
     return parser
+
+
+def _add_precision(parser: argparse.ArgumentParser) -> None:
+    text = "no: float32 (default); bf16, fp16: faster where the hardware has them; auto: bf16 there, float32 elsewhere"
+    parser.add_argument("--precision", choices=("no", "bf16", "fp16", "auto"), default="no", help=text)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -15,13 +15,13 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.state import AcceleratorState
 
 from .config import TrainConfig
+from .precision import resolve
 
 
 class LaunchError(ValueError):
@@ -49,11 +49,10 @@ def start(settings: TrainConfig | None = None) -> Accelerator:
             f"process {local} of this machine has no GPU: there {'is 1' if gpus == 1 else f'are {gpus}'}; start with "
             f"--nproc_per_node {gpus} at most"
         )
-    precision = "no" if settings is None else settings.precision
-    if precision == "auto":
-        precision = native_precision()
-    if precision == "fp16" and not gpus:
-        raise LaunchError("train.precision fp16 needs a GPU; on a CPU choose no, bf16 or auto")
+    try:
+        precision = resolve("no" if settings is None else settings.precision, "train.precision")
+    except ValueError as error:
+        raise LaunchError(str(error)) from None
     if AcceleratorState._shared_state:  # of an earlier run in this process, whose precision may have been another one
         AcceleratorState._reset_state()
     # Every model uses every parameter in every step; statistics of batch norms are shared before an evaluation.
@@ -90,14 +89,6 @@ def check_batches(samples: int, batches: int, settings: TrainConfig, processes: 
             f"the training split has {batches} batches of {settings.batch_size} for each process, fewer than "
             f"train.accumulate = {settings.accumulate}"
         )
-
-
-def native_precision() -> Literal["no", "bf16"]:
-    """bf16 where the device computes with it natively, which is about twice as fast; float32 elsewhere."""
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
-    features: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
-    return "bf16" if any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")) else "no"
 
 
 @contextmanager

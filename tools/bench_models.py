@@ -9,7 +9,8 @@ one image.
 BEVFormer-tiny (configs/nuscenes/bevformer_tiny.yaml) on the second frame of a stream of six cameras, so that it has a
 view to look back at: the peer is `peers.bevformer`. "frame" is everything from normalised images to the predictions of
 all decoder layers; "after_neck" is its encoder, decoder and heads, where the two differ most: backbone and neck do the
-same convolutions.
+same convolutions. In "frame_bf16" both compute with bfloat16 (`--precision bf16`), and "bf16_against_float32" is how
+much less time that takes us than float32 takes the peer.
 
 Both models work in turns, so that whatever else the machine does hits both. A ratio is the median over the turns of
 their time divided by ours. Peak memory is measured in a process for each model: the largest resident memory during the
@@ -45,6 +46,7 @@ from bevdet_core.models.bev_memory import BevMemory
 from bevdet_core.models.bevformer import BevFormer
 from bevdet_core.models.cameras import camera_features
 from bevdet_core.models.ego_motion import frame_poses
+from bevdet_core.precision import Precision, autocast
 from bevdet_core.structures import Camera, ImageBatch, Predictions, Sample, Targets, collate
 
 HEIGHT, WIDTH, CLASSES, OBJECTS = 800, 1066, 91, 12
@@ -206,7 +208,9 @@ def rig_frame(detector: Detector, number: int) -> ImageBatch:
     return collate([frame], detector.config.model.pixels)[0]
 
 
-def bevformer_calls(folder: Path, which: str, after_neck: bool = False) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
+def bevformer_calls(
+    folder: Path, which: str, after_neck: bool = False, precision: Precision = "no"
+) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """The second frame of a stream, for either model or for both; returns logits and boxes of all layers."""
     detector = Detector.load(folder / "bevformer.safetensors", "cpu")
     ours = detector.model
@@ -228,8 +232,9 @@ def bevformer_calls(folder: Path, which: str, after_neck: bool = False) -> dict[
         def run() -> tuple[Tensor, ...]:
             memory = BevMemory(ours.max_gap)
             memory.keep("drive", seen)
-            out = head(second, features(second) if given is None else given, memory)
-            return out.logits, out.boxes
+            with autocast(precision, detector.device):
+                out = head(second, features(second) if given is None else given, memory)
+            return out.logits.float(), out.boxes.float()
 
         return run
 
@@ -249,6 +254,7 @@ TASKS: dict[str, Callable[[Path, str], dict[str, Callable]]] = {
     "training": training_calls,
     "frame": bevformer_calls,
     "after_neck": partial(bevformer_calls, after_neck=True),
+    "frame_bf16": partial(bevformer_calls, precision="bf16"),
 }
 
 
@@ -325,6 +331,9 @@ def measure_bevformer(folder: Path, turns: int, threads: int) -> dict:
     report["share_after_neck"] = {
         name: report["after_neck"]["seconds"][name] / report["frame"]["seconds"][name] for name in ("theirs", "ours")
     }
+    report["frame_bf16"] = compare(folder, "frame_bf16", turns, threads)
+    report["bf16_against_float32"] = report["frame"]["seconds"]["theirs"] / report["frame_bf16"]["seconds"]["ours"]
+    print(f"bf16_against_float32: {report['bf16_against_float32']:.2f} x", file=sys.stderr)
     return report
 
 

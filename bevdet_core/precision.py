@@ -1,0 +1,44 @@
+"""The number format that a network computes with."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Precision = Literal["no", "bf16", "fp16", "auto"]
+""""no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it."""
+
+
+def resolve(precision: Precision, setting: str) -> Literal["no", "bf16", "fp16"]:
+    """The format that is meant on this machine.
+
+    Args:
+        precision: what was asked for.
+        setting: where, for the message.
+
+    Raises:
+        ValueError: an unknown one, or fp16 without a GPU, where it has neither speed nor range to offer.
+    """
+    if precision == "auto":
+        return native()
+    if precision not in ("no", "bf16", "fp16"):
+        raise ValueError(f"{setting} must be no, bf16, fp16 or auto, got {precision!r}")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError(f"{setting} fp16 needs a GPU; on a CPU choose no, bf16 or auto")
+    return precision
+
+
+def native() -> Literal["no", "bf16"]:
+    """bf16 where the device computes with it natively, which is about twice as fast; float32 elsewhere."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "no"
+    features: dict = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch cannot tell
+    return "bf16" if any(features.get(name) for name in ("avx512_bf16", "amx_bf16", "arm_bf16")) else "no"
+
+
+def autocast(precision: Precision, device: torch.device) -> torch.autocast:
+    """A context in which a network computes with a format."""
+    resolved = resolve(precision, "precision")
+    dtype = torch.float16 if resolved == "fp16" else torch.bfloat16
+    return torch.autocast(device.type, dtype, enabled=resolved != "no")
