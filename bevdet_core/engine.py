@@ -18,6 +18,7 @@ from .data.loader import build_loader
 from .detector import Detector
 from .evaluation import Metrics, evaluate, require_metric
 from .files import write_text
+from .fine_tuning import load_start
 from .interruption import GO_ON, Interrupted, StopSignals
 from .models import build_criterion, build_model
 from .models.recomputation import recompute_blocks
@@ -82,7 +83,12 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         write_text(run / "config.yaml", config.to_yaml())
 
     torch.manual_seed(settings.seed)
-    model = build_model(config.model, len(train_data.class_names)).to(device)
+    names = train_data.class_names
+    model = build_model(config.model, len(names), pretrained=settings.load_from is None)
+    start = None
+    if settings.load_from is not None and not (resume and checkpoint.training_checkpoints(run / "checkpoints")):
+        start = load_start(model, config.model, names, settings.load_from)
+    model = model.to(device)
     criterion = build_criterion(config.model)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)
     average = None
@@ -115,6 +121,8 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
             f"validation, {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train, "
             f"run folder {run}"
         )
+        if start is not None:
+            log.say(str(start))
         if train_data.index.faults:
             log.say(f"left out: {describe_faults(config.data.root, train_data.index.faults)}")
         for epoch in range(state.step // steps_per_epoch, settings.epochs):

@@ -251,6 +251,16 @@ def test_a_loss_that_is_not_finite_names_the_sample_and_keeps_the_checkpoint(syn
         checkpoint.load(path, training=True)
 
 
+def test_training_starts_from_another_detector(finished, synthetic_root, tmp_path, capsys):
+    run, _ = finished
+    train(settings(synthetic_root, train__load_from=str(run), train__lr=0.0, train__ema=0.0), tmp_path / "tuned")
+    assert f"starts from {run / 'model.safetensors'}" in " ".join(capsys.readouterr().out.split())
+    before, after = (checkpoint.load(folder / "model.safetensors").weights for folder in (run, tmp_path / "tuned"))
+    for name, tensor in before.items():
+        if "running" not in name and "num_batches" not in name:
+            assert torch.equal(tensor, after[name]), name
+
+
 def test_learning_rates():
     cosine = TrainConfig(lr=1.0, warmup_steps=10, epochs=10)
     assert learning_rate(cosine, 0, 100) == pytest.approx(1 / 3, rel=1e-3)

@@ -13,6 +13,8 @@ class TrainConfig:
     """The training run.
 
     Args:
+        load_from: run folder or .safetensors file of a detector whose weights training starts from, as far as they fit;
+            what does not is said. Classes of the same name keep their rows, whatever their order.
         epochs: passes over the training split.
         batch_size: samples per step and process.
         accumulate: batches whose gradients are averaged before the weights change.
@@ -37,6 +39,7 @@ class TrainConfig:
         keep_checkpoints: older ones are removed.
     """
 
+    load_from: str | None = None
     epochs: int = 24
     batch_size: int = 1
     accumulate: int = 1

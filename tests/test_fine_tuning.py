@@ -1,0 +1,77 @@
+"""Training that starts from the weights of another detector."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from bevdet_core import checkpoint
+from bevdet_core.checkpoint import CheckpointError
+from bevdet_core.config import load_config
+from bevdet_core.fine_tuning import class_axes, load_start
+from bevdet_core.models import build_model
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """DETR with the classes car, dog, cat."""
+    path = tmp_path / "model.safetensors"
+    checkpoint.save(path, tiny.detector("detr").checkpoint())
+    return path
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_what_counts_classes_is_found(name: str) -> None:
+    detector = tiny.detector(name)
+    axes = class_axes(detector.config.model, len(tiny.NAMES))
+    heads = {key for key in detector.model.state_dict() if "class_head" in key}
+    assert set(axes) <= heads
+    assert set(axes.values()) == {0}
+    assert {key.rpartition(".")[2] for key in axes} == {"weight", "bias"}
+
+
+def test_the_same_detector_is_taken_whole(saved: Path) -> None:
+    config = tiny.detector("detr").config.model
+    model = build_model(config, 3)
+    start = load_start(model, config, tiny.NAMES, saved)
+    assert (start.anew, start.kept_classes) == ((), tiny.NAMES)
+    weights = checkpoint.load(saved).weights
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
+
+
+def test_classes_of_the_same_name_keep_their_rows(saved: Path) -> None:
+    config = tiny.detector("detr").config.model
+    torch.manual_seed(1)
+    model = build_model(config, 4)
+    drawn = model.state_dict()["class_head.weight"].clone()
+    start = load_start(model, config, ("bird", "cat", "car", "tree"), saved)
+    assert start.kept_classes == ("cat", "car")
+    assert start.anew == ()
+    own, given = model.state_dict()["class_head.weight"], checkpoint.load(saved).weights["class_head.weight"]
+    assert torch.equal(own[[1, 2, 4]], given[[2, 0, 3]])  # the last says that there is no object
+    assert torch.equal(own[[0, 3]], drawn[[0, 3]])
+
+
+def test_what_does_not_fit_is_told(saved: Path) -> None:
+    config = replace(tiny.detector("detr").config.model, num_queries=9)
+    start = load_start(build_model(config, 3), config, tiny.NAMES, saved)
+    assert start.anew == ("query_embed.weight",)
+    assert str(start).endswith("3 classes of the same name; anew: query_embed.weight")
+
+
+def test_nothing_fits(saved: Path) -> None:
+    config = load_config(
+        {
+            "model": {**tiny.PETR, "embed_dim": 24, "num_heads": 2, "backbone": {"depth": 18, "width": 4}},
+            "data": tiny.NUSCENES,
+        }
+    ).model
+    with pytest.raises(CheckpointError, match="none of its weights fits"):
+        load_start(build_model(config, 3), config, ("a", "b", "c"), saved)
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: no such checkpoint"):
+        load_start(build_model(config, 3), config, ("a", "b", "c"), "none.safetensors")
