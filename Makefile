@@ -10,7 +10,7 @@ demo: $(VENV)/demo.stamp
 	$(RM) -r demo/run
 	$(BIN)/bevdet synthesize nuscenes --out demo/nuscenes --scenes 440 --val_scenes 40 --frames 3 --image_size 400x225
 	$(BIN)/bevdet train configs/demo/detr3d.yaml --run demo/run
-	$(BIN)/bevdet visualize demo/run --samples 10 50 90 --out demo/pictures
+	$(BIN)/bevdet visualize demo/run --samples 10 50 90 --out demo/pictures --frames demo/frames
 
 test: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -131,6 +131,7 @@ def visualize(argv: list[str]) -> None:
     parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn; default: 0.3")
     out_help = "folder, default: pictures; with --scene a file, .mp4, .gif or .rrd (rerun), default: SCENE.mp4"
     parser.add_argument("--out", type=Path, help=out_help)
+    parser.add_argument("--frames", type=Path, help="folder: write the samples as frame files as well, for predict")
     parser.add_argument("--width", type=int, help="of a film in pixels; default: 1920, of a GIF 1280")
     options, overrides = _parse(parser, argv)
     from .prediction import draw_samples, render_scene
@@ -140,7 +141,7 @@ def visualize(argv: list[str]) -> None:
         print(render_scene(options.source, options.scene, out, options.threshold, options.width, overrides))
         return
     options.out = options.out or Path("pictures")
-    draw_samples(options.source, options.samples, options.out, options.threshold, overrides)
+    draw_samples(options.source, options.samples, options.out, options.threshold, options.frames, overrides)
 
 
 def convert(argv: list[str]) -> None:

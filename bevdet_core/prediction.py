@@ -15,6 +15,7 @@ from .config import load_config
 from .data import build_dataset
 from .data.file_names import file_name
 from .data.nuscenes import NuScenesDataset
+from .data.rig import write_frame
 from .detector import Detector
 from .visualize import draw_detections, draw_moments, draw_sample, follow, write_recording, write_video
 
@@ -69,13 +70,32 @@ def predict_files(
 
 
 def draw_samples(
-    source: Path, samples: Sequence[str], out: Path, threshold: float, overrides: Mapping[str, Any] | None = None
+    source: Path,
+    samples: Sequence[str],
+    out: Path,
+    threshold: float,
+    frames: Path | None = None,
+    overrides: Mapping[str, Any] | None = None,
 ) -> None:
-    """Draw validation samples: with their truth from a configuration, with predictions beside it from a checkpoint."""
+    """Draw validation samples: with their truth from a configuration, with predictions beside it from a checkpoint.
+
+    Args:
+        source: a configuration or a checkpoint.
+        samples: tokens or numbers within the split.
+        out: folder for the pictures.
+        threshold: detections with a lower score are left out.
+        frames: folder in which each sample becomes a frame file that `predict` takes, named as in `samples`.
+        overrides: dotted settings.
+
+    Raises:
+        ValueError: a sample that is not there, or one without cameras where frame files are wanted.
+    """
     detector, dataset = _open(source, overrides)
     out.mkdir(parents=True, exist_ok=True)
     for name in samples:
         sample = dataset[_index(dataset, name)]
+        if frames is not None:
+            write_frame(sample, frames / f"{file_name(name)}.json")
         path = out / f"{file_name(sample.token)}.png"
         if detector is None:
             draw_sample(sample, dataset.class_names, path)

@@ -100,10 +100,6 @@ def test_synthesize_refuses_a_folder_in_use(tmp_path, capsys):
 
 
 def test_from_training_to_pictures(small, synthetic_root, tmp_path, capsys):
-    from bevdet_core.config import load_config
-    from bevdet_core.data import build_dataset
-    from bevdet_core.data.rig import write_frame
-
     folder = tmp_path / "run"
     assert run("train", small, "--run", folder, "--train.log_steps=2") == 0
     assert "construction_vehicle" in capsys.readouterr().out
@@ -112,15 +108,14 @@ def test_from_training_to_pictures(small, synthetic_root, tmp_path, capsys):
     assert run("evaluate", folder, "--out", tmp_path / "scores") == 0
     assert "mAP" in (tmp_path / "scores" / "metrics.json").read_text()
 
-    write_frame(build_dataset(load_config(small).data, training=False)[0], tmp_path / "frames" / "a.json")
-    assert run("predict", folder, tmp_path / "frames" / "a.json", "--out", tmp_path / "found", "--threshold", "0") == 0
+    for source in (small, folder):
+        out = tmp_path / f"drawn-{source.stem}"
+        assert run("visualize", source, "--samples", "0", "3", "--out", out, "--frames", tmp_path / "frames") == 0
+        assert len(list(out.glob("*.png"))) == 2
+
+    assert run("predict", folder, tmp_path / "frames" / "3.json", "--out", tmp_path / "found", "--threshold", "0") == 0
     found = json.loads((tmp_path / "found" / "predictions.json").read_text())
     (boxes,) = found.values()
     assert {"label", "score", "box"} == set(boxes[0])
-    with Image.open(tmp_path / "found" / "a.png") as picture:
+    with Image.open(tmp_path / "found" / "3.png") as picture:
         assert picture.width > 500
-
-    for source in (small, folder):
-        out = tmp_path / f"drawn-{source.stem}"
-        assert run("visualize", source, "--samples", "0", "3", "--out", out) == 0
-        assert len(list(out.glob("*.png"))) == 2
