@@ -153,6 +153,9 @@ class BevFormerConfig:
         dropout: rate, while training.
         queue_length: frames of a training sample, the one that is learned from included; the others are drawn from the
             `queue_length` key frames before it. 1: no history, neither in training nor afterwards.
+        temporal: how a view takes up the one before. "attention": each cell looks around its place in it, the published
+            network. "convolution": it is moved to where things are now, and convolutions look at both, as in BEVFormer
+            v2 (Yang et al., CVPR 2023); learns motion from fewer frames.
         history_gap: after so many seconds without a frame, a scene starts anew.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
         post_center_range: detections with a centre outside are dropped.
@@ -186,6 +189,7 @@ class BevFormerConfig:
     ffn_dim: int = 512
     dropout: float = 0.1
     queue_length: int = 4
+    temporal: Literal["attention", "convolution"] = "attention"
     history_gap: float = 2.0
     pc_range: Range3d = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
     post_center_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)

@@ -190,6 +190,7 @@ def build_bevformer_head(config: BevFormerConfig, num_classes: int) -> BevFormer
         dropout=config.dropout,
         pc_range=config.pc_range,
         release_quirks=config.release_quirks,
+        fusion=config.temporal == "convolution",
     )
 
 

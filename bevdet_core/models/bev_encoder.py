@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..geometry import locate_in_images
 from .bev_attention import SpatialCrossAttention, TemporalSelfAttention
+from .bev_fusion import BevFusion
 from .transformer import FeedForward, xavier_init
 
 
@@ -120,12 +121,14 @@ class BevEncoder(nn.Module):
     Args:
         grid: where they lie.
         layers: one after the other.
+        fusion: takes up the view before, in place of the layers' temporal self-attention.
     """
 
-    def __init__(self, grid: BevGrid, layers: Sequence[BevEncoderLayer]) -> None:
+    def __init__(self, grid: BevGrid, layers: Sequence[BevEncoderLayer], fusion: BevFusion | None = None) -> None:
         super().__init__()
         self.grid = grid
         self.layers = nn.ModuleList(layers)
+        self.fusion = fusion
 
     def forward(
         self,
@@ -142,17 +145,22 @@ class BevEncoder(nn.Module):
         centres = self.grid.centres
         here = centres.expand(query.shape[0], -1, -1)
         there = here
-        if previous is not None:
-            shift = previous.shift if previous.known is None else previous.shift * previous.known[:, None]
+        attended = previous if self.fusion is None else None
+        if attended is not None:
+            shift = attended.shift if attended.known is None else attended.shift * attended.known[:, None]
             there = here + shift[:, None]
             # Both views stay what they are in all layers.
-            views = torch.stack([previous.bev.to(query.dtype), query], 1)
+            views = torch.stack([attended.bev.to(query.dtype), query], 1)
         reference = torch.stack([there, here], 1)  # [B, 2, H W, 2]
         for layer in self.layers:
             pair = None
-            if previous is not None:
+            if attended is not None:
                 pair = views
-                if previous.known is not None:
-                    pair = torch.where(previous.known[:, None, None, None], views, query[:, None])
+                if attended.known is not None:
+                    pair = torch.where(attended.known[:, None, None, None], views, query[:, None])
             query = layer(query, (query_pos, self.grid.shape, reference, pair), spatial)
-        return query
+        if self.fusion is None:
+            return query
+        if previous is None:
+            return self.fusion(query)
+        return self.fusion(query, previous.bev, here + previous.shift[:, None], previous.known)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..structures import ImageBatch, Predictions
 from .bev_encoder import BevEncoder, BevEncoderLayer, BevGrid, PreviousView
+from .bev_fusion import BevFusion
 from .bev_memory import BevMemory, SeenFrame, rounds
 from .cameras import calibration, camera_features, check_features
 from .deformable_transformer import DeformableDecoderLayer, FeatureTokens
@@ -47,6 +48,7 @@ class BevFormerHead(BoxQueryHead):
         dropout: rate, while training.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
         release_quirks: see `config.BevFormerConfig`.
+        fusion: take up the view before through convolutions; otherwise through temporal self-attention.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class BevFormerHead(BoxQueryHead):
         dropout: float = 0.1,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         release_quirks: bool = False,
+        fusion: bool = False,
     ) -> None:
         layer = partial(DeformableDecoderLayer, embed_dim, num_heads, 1, decoder_points, ffn_dim, dropout)
         super().__init__(num_classes, embed_dim, num_queries, num_proposals, decoder_layers, pc_range, layer)
@@ -81,6 +84,7 @@ class BevFormerHead(BoxQueryHead):
                 BevEncoderLayer(embed_dim, num_heads, num_levels, spatial_points, temporal_points, ffn_dim, dropout)
                 for _ in range(encoder_layers)
             ],
+            BevFusion(embed_dim, bev_shape) if fusion else None,
         )
         self.bev_embed = nn.Embedding(rows * columns, embed_dim)
         self.position = LearnedPositionEmbedding(embed_dim, rows, columns)

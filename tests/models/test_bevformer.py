@@ -15,6 +15,7 @@ from bevdet_core.geometry import pose, project_points, yaw_to_quaternion
 from bevdet_core.models import build_criterion, build_model
 from bevdet_core.models.bev_attention import SpatialCrossAttention, TemporalSelfAttention
 from bevdet_core.models.bev_encoder import BevGrid
+from bevdet_core.models.bev_fusion import BevFusion
 from bevdet_core.models.bev_memory import rounds
 from bevdet_core.models.bevformer import BevFormer
 from bevdet_core.structures import Camera, Predictions, Sample, Targets, collate
@@ -221,11 +222,29 @@ def test_more_cameras_than_weights_are_refused():
         alone(make_model(), wide)
 
 
+def test_convolutions_see_the_view_before_where_things_are_now():
+    rows, columns, dim = 3, 4, 2
+    fusion = BevFusion(dim, (rows, columns))
+    seen: list[Tensor] = []
+    fusion.first.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    now, before = torch.rand(2, 2, rows * columns, dim)
+    y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
+    places = torch.stack([x + 1 / columns, y], -1).view(1, -1, 2).expand(2, -1, -1)  # the rig went on by one column
+    fusion(now, before, places, torch.tensor([True, False]))
+    maps = seen[0].permute(0, 2, 3, 1)
+    first, second = now.unflatten(1, (rows, columns))
+    assert torch.equal(maps[..., :dim], torch.stack([first, second]))
+    torch.testing.assert_close(maps[0, :, :-1, dim:], before[0].unflatten(0, (rows, columns))[:, 1:])
+    assert not maps[0, :, -1, dim:].any()  # from beyond the view
+    assert torch.equal(maps[1, ..., dim:], second)  # has none before it
+
+
 # --- memory
 
 
-def test_history_counts_and_its_results_do_not_depend_on_the_batch_size():
-    model = make_model()
+@pytest.mark.parametrize("temporal", ["attention", "convolution"])
+def test_history_counts_and_its_results_do_not_depend_on_the_batch_size(temporal):
+    model = make_model(temporal=temporal)
     samples = [frame("one", k) for k in range(5)] + [frame("two", k) for k in range(2)] + [frame("three", 7)]
     one_by_one = watch(model, samples)
     for batch_size in (2, 3, 8):
@@ -234,9 +253,10 @@ def test_history_counts_and_its_results_do_not_depend_on_the_batch_size():
     assert not same(one_by_one[1], alone(model, samples[1]))
 
 
-def test_no_history_leaks_from_one_scene_into_another():
+@pytest.mark.parametrize("temporal", ["attention", "convolution"])
+def test_no_history_leaks_from_one_scene_into_another(temporal):
     """Also where scenes alternate within a batch, and where one is a single frame."""
-    model = make_model()
+    model = make_model(temporal=temporal)
     first, second = ([frame(scene, k) for k in range(3)] for scene in ("one", "two"))
     single = frame("single", 5)
     after = watch(model, [*first, single, *second])
