@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoint, launch, processes
-from .config import Config, queue_length
+from .config import Config, queue_of
 from .data import build_dataset
 from .data.index_file import describe_faults
 from .data.loader import build_loader
@@ -62,7 +62,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     settings = config.train
     accelerator = launch.start(settings)
     device, main = accelerator.device, processes.is_main()
-    train_data = build_dataset(config.data, training=True, queue_length=queue_length(config.model))
+    train_data = build_dataset(config.data, training=True, queue=queue_of(config.model))
     val_data = build_dataset(config.data, training=False)
     # Classes that only the annotation file named become a setting, so that all that follows keeps them in this order.
     config = replace(config, data=replace(config.data, classes=train_data.class_names))

@@ -14,7 +14,7 @@ import yaml
 
 from bevdet_core import Detector, checkpoint
 from bevdet_core.cli import main
-from bevdet_core.config import Config, load_config
+from bevdet_core.config import Config, Queue, load_config
 from bevdet_core.convert.release import to_release, write_release
 from bevdet_core.data import build_dataset
 from bevdet_core.data.loader import build_loader
@@ -67,7 +67,7 @@ def detector(config: Config) -> Detector:
 
 
 def test_samples_of_a_queue_come_from_their_scene_in_the_order_of_time(config: Config):
-    dataset = build_dataset(config.data, training=True, queue_length=3)
+    dataset = build_dataset(config.data, training=True, queue=Queue(3))
     lengths = set()
     for seed in range(12):
         sample = dataset.transform(dataset[seed % 4], np.random.default_rng(seed))
@@ -80,9 +80,16 @@ def test_samples_of_a_queue_come_from_their_scene_in_the_order_of_time(config: C
     assert {count for place, count in lengths if place == 0} == {1}
 
 
+def test_a_queue_without_gaps(config: Config):
+    dataset = build_dataset(config.data, training=True, queue=Queue(3, drop=False))
+    for seed in range(6):
+        sample = dataset.transform(dataset[3], np.random.default_rng(seed))
+        assert [frame.token for frame in sample.history] == [dataset.tokens[1], dataset.tokens[2]]
+
+
 def test_what_changes_the_scene_is_the_same_in_all_frames_of_a_queue(config: Config):
     """A point of the world stays one point: the poses of all frames are changed alike."""
-    dataset = build_dataset(config.data, training=True, queue_length=4)
+    dataset = build_dataset(config.data, training=True, queue=Queue(4))
     changes = []
     for seed in range(6):
         sample = dataset.transform(dataset[3], np.random.default_rng(seed))
@@ -96,7 +103,7 @@ def test_what_changes_the_scene_is_the_same_in_all_frames_of_a_queue(config: Con
 
 
 def test_queues_do_not_depend_on_the_number_of_workers(config: Config):
-    dataset = build_dataset(config.data, training=True, queue_length=3)
+    dataset = build_dataset(config.data, training=True, queue=Queue(3))
     loaders = [build_loader(dataset, config.model.pixels, 2, workers, training=True) for workers in (0, 2)]
     for (one, _), (other, _) in zip(*loaders, strict=True):
         assert one.history.tokens == other.history.tokens

@@ -30,9 +30,10 @@ from .models import (
     ModelConfig,
     PetrConfig,
     PixelConfig,
+    Queue,
     Range3d,
     RigModelConfig,
-    queue_length,
+    queue_of,
 )
 from .training import TrainConfig
 
@@ -59,11 +60,12 @@ __all__ = [
     "NuScenesConfig",
     "PetrConfig",
     "PixelConfig",
+    "Queue",
     "Range3d",
     "RigAugmentConfig",
     "RigModelConfig",
     "TrainConfig",
     "load_config",
-    "queue_length",
+    "queue_of",
     "settings_parser",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .errors import ConfigError
 
@@ -151,8 +151,10 @@ class BevFormerConfig:
         decoder_points: samples per head in the view around a query.
         ffn_dim: hidden width of the feed-forward layers.
         dropout: rate, while training.
-        queue_length: frames of a training sample, the one that is learned from included; the others are drawn from the
-            `queue_length` key frames before it. 1: no history, neither in training nor afterwards.
+        queue_length: frames of a training sample, the one that is learned from included. 1: no history, neither in
+            training nor afterwards.
+        queue_drop: draw the others from the `queue_length` key frames before it, all but one, as published, which
+            varies the time between frames; otherwise they are those right before.
         temporal: how a view takes up the one before. "attention": each cell looks around its place in it, the published
             network. "convolution": it is moved to where things are now, and convolutions look at both, as in BEVFormer
             v2 (Yang et al., CVPR 2023); learns motion from fewer frames.
@@ -189,6 +191,7 @@ class BevFormerConfig:
     ffn_dim: int = 512
     dropout: float = 0.1
     queue_length: int = 4
+    queue_drop: bool = True
     temporal: Literal["attention", "convolution"] = "attention"
     history_gap: float = 2.0
     pc_range: Range3d = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
@@ -442,6 +445,15 @@ MODELS = {
 }
 
 
-def queue_length(model: ModelConfig) -> int:
-    """Frames of a training sample: 1 for detectors that look at each frame alone."""
-    return model.queue_length if isinstance(model, BevFormerConfig) else 1
+class Queue(NamedTuple):
+    """The frames of a training sample; see `BevFormerConfig`."""
+
+    length: int  # with the one that is learned from
+    drop: bool = True
+
+
+def queue_of(model: ModelConfig) -> Queue | None:
+    """What a detector is to be trained on; None for those that look at each frame alone."""
+    if not isinstance(model, BevFormerConfig) or model.queue_length == 1:
+        return None
+    return Queue(model.queue_length, model.queue_drop)

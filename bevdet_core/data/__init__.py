@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..config import CocoConfig, DataConfig
+from ..config import CocoConfig, DataConfig, Queue
 
 if TYPE_CHECKING:
     from ..structures import Sample
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .nuscenes import NuScenesDataset
 
 
-def build_dataset(config: DataConfig, training: bool, queue_length: int = 1) -> NuScenesDataset | CocoDataset:
+def build_dataset(config: DataConfig, training: bool, queue: Queue | None = None) -> NuScenesDataset | CocoDataset:
     """The training split, augmented, or the validation split of a data set.
 
     Args:
         config: what to read.
         training: which of the two.
-        queue_length: frames of a training sample, see `NuScenesDataset`; images have no history.
+        queue: frames of a training sample, see `NuScenesDataset`; images have no history.
     """
     if isinstance(config, CocoConfig):
         from .coco import CocoDataset
@@ -27,7 +27,7 @@ def build_dataset(config: DataConfig, training: bool, queue_length: int = 1) -> 
         return CocoDataset(config, training)
     from .nuscenes import NuScenesDataset
 
-    return NuScenesDataset(config, config.train_split if training else config.val_split, training, queue_length)
+    return NuScenesDataset(config, config.train_split if training else config.val_split, training, queue)
 
 
 def class_names(config: DataConfig) -> tuple[str, ...]:

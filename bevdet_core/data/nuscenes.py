@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..config import NuScenesConfig
+from ..config import NuScenesConfig, Queue
 from ..structures import Camera, Sample, Targets
 from .can_bus import CanBus
 from .images import SampleError, read_image
@@ -31,8 +31,7 @@ class NuScenesDataset(Dataset[Sample]):
         config: what to read.
         split: a split by name, or scene names or sample tokens separated by commas.
         training: augment in `transform`, and resample the frames if `config.cbgs`.
-        queue_length: in training, `transform` also gives each sample earlier frames of its scene; see `DrawHistory`.
-            1: none.
+        queue: in training, `transform` also gives each sample earlier frames of its scene; see `DrawHistory`.
 
     Attributes:
         index: the tables.
@@ -48,7 +47,7 @@ class NuScenesDataset(Dataset[Sample]):
         SampleError: the tables have broken records and `config.on_error` is "raise".
     """
 
-    def __init__(self, config: NuScenesConfig, split: str, training: bool = False, queue_length: int = 1) -> None:
+    def __init__(self, config: NuScenesConfig, split: str, training: bool = False, queue: Queue | None = None) -> None:
         self.config = config
         self.on_error = config.on_error
         self.root = Path(config.root)
@@ -66,8 +65,8 @@ class NuScenesDataset(Dataset[Sample]):
             self.rows = self._balanced_rows()
         self.scenes = self.index.sample_scene[self.rows].tolist()
         self.transform: Transform = rig_transform(config, training)
-        if training and queue_length > 1:
-            self.transform = Compose([DrawHistory(self._earlier, queue_length), self.transform])
+        if training and queue is not None:
+            self.transform = Compose([DrawHistory(self._earlier, *queue), self.transform])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -57,21 +57,23 @@ class EachFrame:
 
 
 class DrawHistory:
-    """Give a sample earlier frames of its scene: of the last few, all but a random one, as BEVFormer does.
-
-    Leaving one out varies the time between the frames.
+    """Give a sample earlier frames of its scene.
 
     Args:
         earlier: (sample, steps) -> the frame so many steps before it, or None before the beginning of its scene.
-        queue_length: frames with the sample itself; the others are drawn from so many before it.
+        length: frames with the sample itself.
+        drop: of the `length` frames before it, all but a random one, as BEVFormer does; otherwise those right before.
     """
 
-    def __init__(self, earlier: Callable[[Sample, int], Sample | None], queue_length: int) -> None:
+    def __init__(self, earlier: Callable[[Sample, int], Sample | None], length: int, drop: bool = True) -> None:
         self.earlier = earlier
-        self.queue_length = queue_length
+        self.length, self.drop = length, drop
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        steps = np.sort(1 + rng.permutation(self.queue_length)[1:])[::-1]
+        if self.drop:
+            steps = np.sort(1 + rng.permutation(self.length)[1:])[::-1]
+        else:
+            steps = np.arange(self.length - 1, 0, -1)
         frames = [self.earlier(sample, int(step)) for step in steps]
         return sample.replace(history=[frame for frame in frames if frame is not None])
 
