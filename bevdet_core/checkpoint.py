@@ -149,6 +149,18 @@ def training_checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*.safetensors") if re.fullmatch(r"step-\d{8,}\.safetensors", p.name))
 
 
+def weights_of(source: Path) -> Path:
+    """The weights that a path means: itself; of a run folder the final ones, or else the newest checkpoint."""
+    if not source.is_dir():
+        return source
+    if (source / "model.safetensors").is_file():
+        return source / "model.safetensors"
+    found = training_checkpoints(source / "checkpoints")
+    if not found:
+        raise CheckpointError(f"{source}: no model.safetensors and no checkpoint in this folder")
+    return found[-1]
+
+
 def rotate(folder: Path, keep: int) -> None:
     """Remove all training checkpoints but the newest `keep`, and what interrupted writes left behind."""
     for old in training_checkpoints(folder)[:-keep]:

@@ -85,8 +85,9 @@ def evaluate(argv: list[str]) -> None:
     _add_precision(parser)
     options, overrides = _parse(parser, argv)
     from . import launch, processes
+    from .checkpoint import weights_of
     from .data import build_dataset
-    from .detector import Detector, weights_of
+    from .detector import Detector
     from .evaluation import evaluate as score
 
     device = launch.start().device

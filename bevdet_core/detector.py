@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint
-from .checkpoint import Checkpoint, CheckpointError
+from .checkpoint import Checkpoint
 from .config import CocoConfig, Config, load_config
 from .data import class_names, inference_transform
 from .data.images import pixels_of, read_image
@@ -71,7 +71,7 @@ class Detector:
             names = class_names(config.data)
             detector = cls(build_model(config.model, len(names)), config, names, precision)
         else:
-            path = weights_of(source)
+            path = checkpoint.weights_of(source)
             saved = checkpoint.load(path)
             config = load_config(saved.config, overrides)
             model = build_model(config.model, len(saved.class_names), pretrained=False)
@@ -228,15 +228,3 @@ def _checked(pixels: np.ndarray) -> np.ndarray:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise ValueError(f"an image array must be [H, W, 3] uint8 RGB, got {list(pixels.shape)} {pixels.dtype}")
     return pixels
-
-
-def weights_of(source: Path) -> Path:
-    """The weights that a path means: itself; of a run folder the final ones, or else the newest checkpoint."""
-    if not source.is_dir():
-        return source
-    if (source / "model.safetensors").is_file():
-        return source / "model.safetensors"
-    found = checkpoint.training_checkpoints(source / "checkpoints")
-    if not found:
-        raise CheckpointError(f"{source}: no model.safetensors and no checkpoint in this folder")
-    return found[-1]

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from . import checkpoint
 from .checkpoint import CheckpointError
 from .config import ModelConfig
-from .detector import weights_of
 from .models import build_model
 
 
@@ -48,7 +47,7 @@ def load_start(model: nn.Module, config: ModelConfig, class_names: Sequence[str]
     Raises:
         CheckpointError: the file cannot be read, or nothing in it fits.
     """
-    path = weights_of(Path(source))
+    path = checkpoint.weights_of(Path(source))
     saved = checkpoint.load(path)
     axes = class_axes(config, len(class_names))
     own = model.state_dict()
