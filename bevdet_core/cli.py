@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 EPILOG = "--model.NAME, --data.NAME and --train.NAME override the configuration; --help_settings lists them all"
 
@@ -307,8 +308,10 @@ def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.Ar
 
 
 def _add_precision(parser: argparse.ArgumentParser) -> None:
+    from .config import Precision
+
     text = "no: float32 (default); bf16, fp16: faster where the hardware has them; auto: bf16 there, float32 elsewhere"
-    parser.add_argument("--precision", choices=("no", "bf16", "fp16", "auto"), default="no", help=text)
+    parser.add_argument("--precision", choices=get_args(Precision), default="no", help=text)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .checkpoint import Checkpoint
-from .config import CocoConfig, Config, load_config
+from .config import CocoConfig, Config, Precision, load_config
 from .data import class_names, inference_transform
 from .data.images import pixels_of, read_image
 from .data.rig import read_frame
 from .detections import Detections
 from .models import build_model
 from .models.bev_memory import BevMemory
-from .precision import Precision, autocast, resolve
+from .precision import autocast, resolve
 from .structures import ImageBatch, Sample, collate
 
 Input = str | Path | Image.Image | np.ndarray | Sample

@@ -83,11 +83,10 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         write_text(run / "config.yaml", config.to_yaml())
 
     torch.manual_seed(settings.seed)
-    names = train_data.class_names
-    model = build_model(config.model, len(names), pretrained=settings.load_from is None)
+    model = build_model(config.model, len(train_data.class_names), pretrained=settings.load_from is None)
     start = None
     if settings.load_from is not None and not (resume and checkpoint.training_checkpoints(run / "checkpoints")):
-        start = load_start(model, config.model, names, settings.load_from)
+        start = load_start(model, config.model, train_data.class_names, settings.load_from)
     model = model.to(device)
     criterion = build_criterion(config.model)
     optimizer = torch.optim.AdamW(parameter_groups(model, settings), weight_decay=settings.weight_decay, fused=True)

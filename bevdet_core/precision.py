@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 
-Precision = Literal["no", "bf16", "fp16", "auto"]
-""""no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it."""
+from .config import Precision
 
 
 def resolve(precision: Precision, setting: str) -> Literal["no", "bf16", "fp16"]:
@@ -22,7 +21,7 @@ def resolve(precision: Precision, setting: str) -> Literal["no", "bf16", "fp16"]
     """
     if precision == "auto":
         return native()
-    if precision not in ("no", "bf16", "fp16"):
+    if precision not in get_args(Precision):
         raise ValueError(f"{setting} must be no, bf16, fp16 or auto, got {precision!r}")
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError(f"{setting} fp16 needs a GPU; on a CPU choose no, bf16 or auto")

@@ -38,6 +38,7 @@ from peers.bevformer import PlainBevFormer
 from torch import Tensor, nn
 
 from bevdet_core import Detector, checkpoint
+from bevdet_core.config import Precision
 from bevdet_core.convert.release import from_release
 from bevdet_core.data.synthetic.rig import sample_rig
 from bevdet_core.geometry import rotation_about_z
@@ -46,7 +47,7 @@ from bevdet_core.models.bev_memory import BevMemory
 from bevdet_core.models.bevformer import BevFormer
 from bevdet_core.models.cameras import camera_features
 from bevdet_core.models.ego_motion import frame_poses
-from bevdet_core.precision import Precision, autocast
+from bevdet_core.precision import autocast
 from bevdet_core.structures import Camera, ImageBatch, Predictions, Sample, Targets, collate
 
 HEIGHT, WIDTH, CLASSES, OBJECTS = 800, 1066, 91, 12

@@ -35,7 +35,7 @@ from .models import (
     RigModelConfig,
     queue_of,
 )
-from .training import TrainConfig
+from .training import Precision, TrainConfig
 
 __all__ = [
     "DATA",
@@ -60,6 +60,7 @@ __all__ = [
     "NuScenesConfig",
     "PetrConfig",
     "PixelConfig",
+    "Precision",
     "Queue",
     "Range3d",
     "RigAugmentConfig",

@@ -7,6 +7,9 @@ from typing import Literal
 
 from .errors import ConfigError
 
+Precision = Literal["no", "bf16", "fp16", "auto"]
+""""no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -53,7 +56,7 @@ class TrainConfig:
     milestones: tuple[int, ...] = ()
     ema: float = 0.0
     activation_checkpointing: bool = False
-    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    precision: Precision = "no"
     deterministic: bool = False
     seed: int = 0
     log_steps: int = 10

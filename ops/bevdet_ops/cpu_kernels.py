@@ -68,9 +68,6 @@ def scatter(D, rows, start, stride, index, factor, chosen, first, last, other, p
         d += 1
 
 
-ITEM_BLOCK = 128
-
-
 @cached_njit
 def attend(value, value_strides, reference, reference_strides, box, offsets, offset_strides, weights, weight_strides,
            seen, activation, tables, sizes, out, begin, end):  # fmt: skip
@@ -95,11 +92,8 @@ def attend(value, value_strides, reference, reference_strides, box, offsets, off
             if not seen[(b * N + n) * Q + q]:
                 continue
             query[0] = q
-            r = b * reference_strides[0] + n * reference_strides[1]
-            o = b * offset_strides[0] + n * offset_strides[1]
-            w = b * weight_strides[0] + n * weight_strides[1]
-            place(query, 1, reference, r, reference_strides[2:], box, offsets, o, offset_strides[2:], weights, w,
-                  weight_strides[2:], tables, (M, L, P, Z), base, x, y, weight)  # fmt: skip
+            place(query, 1, (b, n, 0, 0), reference, reference_strides, box, offsets, offset_strides, weights,
+                  weight_strides, tables, (M, L, P, Z), base, x, y, weight)  # fmt: skip
             activate(activation, M, L * P, weight)
             kept = corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
             chosen = everything if kept == count else found
@@ -145,11 +139,8 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
             if not seen[(b * N + n) * Q + q]:
                 continue
             query[0] = q
-            r = b * reference_strides[0] + n * reference_strides[1]
-            o = b * offset_strides[0] + n * offset_strides[1]
-            w = b * weight_strides[0] + n * weight_strides[1]
-            place(query, 1, reference, r, reference_strides[2:], box, offsets, o, offset_strides[2:], weights, w,
-                  weight_strides[2:], tables, (M, L, P, Z), base, x, y, weight)  # fmt: skip
+            place(query, 1, (b, n, 0, 0), reference, reference_strides, box, offsets, offset_strides, weights,
+                  weight_strides, tables, (M, L, P, Z), base, x, y, weight)  # fmt: skip
             corners(count, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
             dots[:] = 0
             for m in range(M):
@@ -185,7 +176,8 @@ def differentiate_samples(value, value_strides, reference, reference_strides, bo
                     for level in range(L):
                         H = dtype.type(tables[0, level * P])
                         W = dtype.type(tables[1, level * P])
-                        offset = o + q * offset_strides[2] + m * offset_strides[3] + level * offset_strides[4]
+                        offset = b * offset_strides[0] + n * offset_strides[1] + q * offset_strides[2]
+                        offset += m * offset_strides[3] + level * offset_strides[4]
                         z = 0
                         for _ in range(P):
                             target = gr + level * grad_reference_strides[3] + z * grad_reference_strides[4]
@@ -240,9 +232,6 @@ def differentiate_value(reference, reference_strides, box, offsets, offset_strid
         tables[0] = levels[0, level]
         tables[1] = levels[1, level]
         tables[2] = levels[2, level]
-        r = b * reference_strides[0] + n * reference_strides[1] + level * reference_strides[3]
-        o = b * offset_strides[0] + n * offset_strides[1] + m * offset_strides[3] + level * offset_strides[4]
-        w = b * weight_strides[0] + n * weight_strides[1] + m * weight_strides[3] + level * weight_strides[4]
         start = (camera * S * M + m) * D + channel
         q = 0
         while q < Q:
@@ -252,8 +241,8 @@ def differentiate_value(reference, reference_strides, box, offsets, offset_strid
                     queries[filled] = q
                     filled += 1
                 q += 1
-            place(queries, filled, reference, r, reference_strides[2:], box, offsets, o, offset_strides[2:], weights, w,
-                  weight_strides[2:], tables, (1, 1, P, Z), base, x, y, weight)  # fmt: skip
+            place(queries, filled, (b, n, m, level), reference, reference_strides, box, offsets, offset_strides,
+                  weights, weight_strides, tables, (1, 1, P, Z), base, x, y, weight)  # fmt: skip
             total = filled * P
             kept = corners(total, x, y, weight, tables[0], tables[1], tables[2], index, factor, inside)
             chosen = everything if kept == total else found

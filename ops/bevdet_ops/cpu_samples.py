@@ -108,18 +108,22 @@ def slopes(count, x, y, weight, heights, widths, dots, grad_weight, grad_x, grad
 
 
 @cached_njit
-def place(queries, count, reference, r, reference_strides, box, offsets, o, offset_strides, weights, w, weight_strides,
+def place(queries, count, origin, reference, reference_strides, box, offsets, offset_strides, weights, weight_strides,
           tables, sizes, base, x, y, weight):  # fmt: skip
     """Write pixel positions and weights of the samples of ``queries[:count]`` to the scratch arrays, one by one.
 
-    `r`, `o` and `w` are the first elements of the references, offsets and weights; `reference_strides` are those of
-    (q, l, z, xy), `offset_strides` of (q, m, l, p, xy), `weight_strides` of (q, m, l, p); `sizes` is (M, L, P, Z);
-    `base` is scratch for the part that heads share: position and scale of the offsets.
+    `origin` is (b, n, m, l), with the first of M heads and L levels; `sizes` is (M, L, P, Z). Strides are those of all
+    axes: (b, n, q, l, z, xy) of the references, (b, n, q, m, l, p, xy) of the offsets, (b, n, q, m, l, p) of the
+    weights. `base` is scratch for the part that heads share: position and scale of the offsets.
     """
     M, L, P, Z = sizes
+    b, n, head, top = origin
+    r = b * reference_strides[0] + n * reference_strides[1] + top * reference_strides[3]
+    o = b * offset_strides[0] + n * offset_strides[1] + head * offset_strides[3] + top * offset_strides[4]
+    w = b * weight_strides[0] + n * weight_strides[1] + head * weight_strides[3] + top * weight_strides[4]
     half = x.dtype.type(0.5)
-    xy = reference_strides[3]
-    dense = offset_strides[2:] == (2 * P, 2, 1) and weight_strides[2:] == (P, 1)
+    xy = reference_strides[5]
+    dense = offset_strides[4:] == (2 * P, 2, 1) and weight_strides[4:] == (P, 1)
     first = 0
     for k in range(count):
         query = queries[k]
@@ -128,7 +132,7 @@ def place(queries, count, reference, r, reference_strides, box, offsets, o, offs
             H = x.dtype.type(tables[0, level * P])
             z = 0
             for p in range(P):
-                point = r + query * reference_strides[0] + level * reference_strides[1] + z * reference_strides[2]
+                point = r + query * reference_strides[2] + level * reference_strides[3] + z * reference_strides[4]
                 base[0, level * P + p] = reference[point] * W - half
                 base[1, level * P + p] = reference[point + xy] * H - half
                 if box:
@@ -139,8 +143,8 @@ def place(queries, count, reference, r, reference_strides, box, offsets, o, offs
                     base[3, level * P + p] = 1
                 z = z + 1 if z + 1 < Z else 0
         for m in range(M):
-            offset = o + query * offset_strides[0] + m * offset_strides[1]
-            source = w + query * weight_strides[0] + m * weight_strides[1]
+            offset = o + query * offset_strides[2] + m * offset_strides[3]
+            source = w + query * weight_strides[2] + m * weight_strides[3]
             if dense:  # as good as always
                 s = 0
                 while s + 8 <= L * P:
@@ -156,10 +160,10 @@ def place(queries, count, reference, r, reference_strides, box, offsets, o, offs
                 for level in range(L):
                     for p in range(P):
                         s = level * P + p
-                        point = offset + level * offset_strides[2] + p * offset_strides[3]
+                        point = offset + level * offset_strides[4] + p * offset_strides[5]
                         x[first + s] = base[0, s] + offsets[point] * base[2, s]
-                        y[first + s] = base[1, s] + offsets[point + offset_strides[4]] * base[3, s]
-                        weight[first + s] = weights[source + level * weight_strides[2] + p * weight_strides[3]]
+                        y[first + s] = base[1, s] + offsets[point + offset_strides[6]] * base[3, s]
+                        weight[first + s] = weights[source + level * weight_strides[4] + p * weight_strides[5]]
             first += L * P
 
 
