@@ -134,7 +134,7 @@ class ImageBatch:
     original_sizes: Tensor | None = None  # [B, N, 2] int64, (height, width) of the files
     targets: Sequence[Targets] | None = None  # [B], while training: denoising queries and the like are made from them
     history: ImageBatch | None = None  # the earlier frames of all samples, one sample's after the other's, oldest first
-    owners: Sequence[int] = ()  # of a history: the sample of the batch that each of its frames belongs to
+    owners: Sequence[int] = ()  # which frames follow each other: the sample that each is of, in a history that of [B]
 
     @property
     def mask(self) -> Tensor:

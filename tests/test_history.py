@@ -87,6 +87,35 @@ def test_a_queue_without_gaps(config: Config):
         assert [frame.token for frame in sample.history] == [dataset.tokens[1], dataset.tokens[2]]
 
 
+def test_a_queue_whose_frames_are_all_learned_from(config: Config, detector: Detector):
+    """They are frames of the batch, with their objects, and each sees those before it as its history."""
+    config = replace(
+        config, data=replace(config.data, augment=replace(config.data.augment, photometric=0.0, grid_mask=0.0))
+    )
+    loaders = [
+        build_loader(
+            build_dataset(config.data, training=True, queue=Queue(3, drop=False, learn=learn)),
+            config.model.pixels,
+            batch_size=2,
+            training=True,
+        )
+        for learn in ("last", "all")
+    ]
+    histories = 0
+    for (last, last_targets), (every, every_targets) in zip(*loaders, strict=True):
+        assert every.history is None
+        assert len(every_targets) == len(every.images) == len(every.owners)
+        ends = [list(every.owners).index(owner + 1) - 1 if owner + 1 in every.owners else -1 for owner in (0, 1)]
+        assert [every.tokens[end] for end in ends] == list(last.tokens)
+        for end, targets in zip(ends, last_targets, strict=True):
+            assert torch.equal(every_targets[end].boxes, targets.boxes)
+        with torch.no_grad():
+            one, other = detector.model(last), detector.model(every)
+        torch.testing.assert_close(other.boxes[:, ends], one.boxes, atol=1e-4, rtol=1e-4)
+        histories += len(every.images) - 2
+    assert histories
+
+
 def test_what_changes_the_scene_is_the_same_in_all_frames_of_a_queue(config: Config):
     """A point of the world stays one point: the poses of all frames are changed alike."""
     dataset = build_dataset(config.data, training=True, queue=Queue(4))

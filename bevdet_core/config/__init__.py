@@ -15,26 +15,17 @@ from .data import (
     RigAugmentConfig,
 )
 from .errors import ConfigError
-from .loading import Config, load_config, settings_parser
-from .models import (
-    MODELS,
-    BackboneConfig,
-    BevFormerConfig,
+from .image_models import (
     DeformableDetrConfig,
     DeformableDetrLossConfig,
     DenoisingConfig,
-    Detr3dConfig,
-    Detr3dLossConfig,
     DetrConfig,
     DetrLossConfig,
-    ModelConfig,
-    PetrConfig,
-    PixelConfig,
-    Queue,
-    Range3d,
-    RigModelConfig,
-    queue_of,
 )
+from .loading import Config, load_config, settings_parser
+from .models import MODELS, ModelConfig, Queue, RigModelConfig, queue_of
+from .network import BackboneConfig, PixelConfig
+from .rig_models import BevFormerConfig, Detr3dConfig, Detr3dLossConfig, PetrConfig, Range3d
 from .training import Precision, TrainConfig
 
 __all__ = [

@@ -228,4 +228,18 @@ class _Batch:
         problems = {broken.index: broken.problem for _, found in items for broken in found}
         if not samples:
             return None, problems
-        return collate(samples, self.pixels), problems
+        frames, owners = _learned(samples)
+        batch, targets = collate(frames, self.pixels)
+        batch.owners = owners
+        return (batch, targets), problems
+
+
+def _learned(samples: Sequence[Sample]) -> tuple[list[Sample], list[int]]:
+    """Samples, and earlier frames with objects as samples of their own; with the place in `samples` each belongs to."""
+    frames: list[Sample] = []
+    owners: list[int] = []
+    for place, sample in enumerate(samples):
+        known = all(frame.targets is not None for frame in sample.history)
+        frames += [*sample.history, sample.replace(history=[])] if known else [sample]
+        owners += [place] * (len(frames) - len(owners))
+    return frames, owners

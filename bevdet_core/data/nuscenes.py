@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +67,8 @@ class NuScenesDataset(Dataset[Sample]):
         self.scenes = self.index.sample_scene[self.rows].tolist()
         self.transform: Transform = rig_transform(config, training)
         if training and queue is not None:
-            self.transform = Compose([DrawHistory(self._earlier, *queue), self.transform])
+            earlier = partial(self._earlier, annotated=queue.learn == "all")
+            self.transform = Compose([DrawHistory(earlier, queue.length, queue.drop), self.transform])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -77,17 +79,15 @@ class NuScenesDataset(Dataset[Sample]):
         Raises:
             SampleError: an image is missing or damaged, or a record of the sample or the CAN-bus file of its scene is.
         """
-        row = int(self.rows[position])
-        sample = self._frame(row)
-        return sample.replace(targets=self.targets(position)) if self.index.annotated else sample
+        return self._frame(int(self.rows[position]))
 
-    def _earlier(self, sample: Sample, steps: int) -> Sample | None:
-        """The key frame so many steps before another in its scene, without its objects."""
+    def _earlier(self, sample: Sample, steps: int, annotated: bool) -> Sample | None:
+        """The key frame so many steps before another in its scene."""
         row = self.index.rows[sample.token] - steps
-        return self._frame(row) if row >= 0 and self.index.scene(row) == sample.scene else None
+        return self._frame(row, annotated) if row >= 0 and self.index.scene(row) == sample.scene else None
 
-    def _frame(self, row: int) -> Sample:
-        """A key frame without its objects."""
+    def _frame(self, row: int, annotated: bool = True) -> Sample:
+        """A key frame, with its objects where they are wanted and known."""
         index, token = self.index, self.index.token(row)
         if not np.isfinite(index.lidar2global[row]).all():
             raise SampleError(f"sample {token!r} has no complete lidar key frame in table sample_data")
@@ -97,6 +97,7 @@ class NuScenesDataset(Dataset[Sample]):
         return Sample(
             with_blanks([image for image, _ in views]),
             [camera for _, camera in views],
+            targets=self._targets(row) if annotated and index.annotated else None,
             token=token,
             lidar2global=index.lidar2global[row].copy(),
             timestamp=index.time(row),
@@ -128,7 +129,9 @@ class NuScenesDataset(Dataset[Sample]):
 
     def targets(self, position: int) -> Targets:
         """The objects of a sample, without its images."""
-        row = int(self.rows[position])
+        return self._targets(int(self.rows[position]))
+
+    def _targets(self, row: int) -> Targets:
         kept, labels = self._objects(row)
         return Targets(torch.from_numpy(labels[kept]), self.index.boxes(row)[torch.from_numpy(kept)])
 

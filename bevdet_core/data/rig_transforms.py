@@ -248,6 +248,9 @@ class KeepInRange:
         self.low, self.high = torch.tensor(area).view(2, 2)
 
     def __call__(self, sample: Sample, rng: np.random.Generator | None = None) -> Sample:
+        return over_frames(self._kept, sample)
+
+    def _kept(self, sample: Sample) -> Sample:
         if sample.targets is None:
             return sample
         centre = sample.targets.boxes[:, :2]

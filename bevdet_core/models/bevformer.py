@@ -189,14 +189,14 @@ class BevFormer(RigDetector):
         Args:
             batch: the frames. While training, `batch.targets` feed the perspective head.
             memory: the frames of each scene come in the order of time, in this batch and from batch to batch, and see
-                what came before. Without it a frame sees its own `batch.history`, looked at without gradients and in
-                evaluation mode.
+                what came before. Without it a frame sees the earlier frames of the batch that have its owner, and its
+                own `batch.history`, looked at without gradients and in evaluation mode.
 
         Raises:
             ValueError: the batch has no calibration, or another number of cameras than the head; frames of a scene
                 that are not in the order of time; no poses, where there is history to use.
         """
-        lanes: Sequence[Hashable] = range(len(batch.images))
+        lanes: Sequence[Hashable] = batch.owners or range(len(batch.images))
         if memory is None or not self.history:
             memory = BevMemory(self.max_gap)
             if batch.history is not None and self.history:

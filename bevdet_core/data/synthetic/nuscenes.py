@@ -10,7 +10,7 @@ import numpy as np
 from .staging import check_picture_arguments, is_complete, run_all, written_aside
 from .tables import TABLES, Row, fixed_tables, token
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the same arguments would give other bytes."""
 
 

@@ -295,14 +295,15 @@ class _Planner:
         if name in ("motorcycle", "bicycle"):
             if not rider:
                 return pose(float(rng.choice([walk, side * (g.road - 0.8), beyond], p=[0.5, 0.3, 0.2])), anyhow, 0.0)
-            fast = rng.uniform(2.5, 6.0) if name == "motorcycle" else rng.uniform(1.5, 4.0)
+            fast = rng.uniform(1.0, 9.0 if name == "motorcycle" else 6.0)
             if g.crossing_half > 0 and rng.random() < 0.25:
                 return self._across(fast)
             return pose(
                 side * (rng.uniform(0.3, g.lanes - 0.15) * g.lane_width), along, fast if rng.random() < 0.85 else 0.0
             )
         lane = side * (rng.integers(g.lanes) + 0.5) * g.lane_width
-        driving = float(rng.uniform(1.5, 6.0)) if rng.random() < 0.75 else 0.0
+        # As wide as in a city's traffic: what an object looks like must not tell how fast it is.
+        driving = float(rng.uniform(1.0, 9.0)) if rng.random() < 0.75 else 0.0
         kind = rng.random()
         if name == "trailer":
             driving = 0.0 if rng.random() < 0.6 else driving
