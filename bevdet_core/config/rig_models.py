@@ -55,7 +55,9 @@ class Detr3dConfig:
         score_threshold: detections below are dropped.
         perspective: while training, a dense head on the finest feature level predicts boxes too (as in BEVFormer v2);
             what a training from random weights needs, and no part of the published network.
-        num_proposals: queries beside num_queries that start where that head sees objects, as in BEVFormer v2.
+        num_proposals: queries beside num_queries that start from the likeliest boxes that head sees. Their places are
+            reference points, as in BEVFormer v2; the rest of their codes is what the layers correct, and codes and
+            class logits make up the first content of the queries.
         loss: matching costs and loss weights.
     """
 

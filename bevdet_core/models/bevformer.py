@@ -139,7 +139,7 @@ class BevFormerHead(BoxQueryHead):
         return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre, self.turn_extent), shift, known)
 
     def forward(self, bev: Tensor, proposals: Tensor | None = None) -> Predictions:
-        """Boxes from a view [B, rows * columns, D] and proposed centres [B, num_proposals, 3] in metres.
+        """Boxes from a view [B, rows * columns, D] and proposed boxes [B, num_proposals, 10 + C].
 
         See `Predictions`; its hidden states and references are filled in.
         """
@@ -256,16 +256,16 @@ class BevFormer(RigDetector):
         rig = calibration(batch, "BEVFormer")
         poses = frame_poses(batch)
         height, width = batch.images.shape[-2:]
+        levels = [f.unbind() for f in features]  # not indexed, which would fill a gradient of all frames for each round
         views: dict[int, Tensor] = {}
         for rows in rounds(lanes):
-            chosen = slice(None) if len(rows) == len(lanes) else rows
             seen = [memory.recall(lanes[row], poses[row]) for row in rows]
             bev = self.head.encode(
-                [f[chosen] for f in features],
-                rig.lidar2img[chosen],
+                [torch.stack([frames[row] for row in rows]) for frames in levels],
+                rig.lidar2img[rows],
                 (height, width),
                 *self._past([poses[row] for row in rows], seen, batch.images.device),
-                hidden=None if rig.hidden is None else rig.hidden[chosen],
+                hidden=None if rig.hidden is None else rig.hidden[rows],
             )
             views |= dict(zip(rows, bev, strict=True))
             for row in rows:

@@ -134,7 +134,7 @@ class Detr3dHead(BoxQueryHead):
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
         hidden: Tensor | None = None,  # [B, N] bool, cameras that nothing is read from; None: no such one
-        proposals: Tensor | None = None,  # [B, num_proposals, 3] metres, where queries start
+        proposals: Tensor | None = None,  # [B, num_proposals, 10 + C], what queries start from
     ) -> Predictions:
         """See `Predictions`; its hidden states and references are filled in.
 
@@ -171,6 +171,6 @@ class Detr3d(RigDetector):
     def read(
         self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Tensor | None
     ) -> Predictions:
-        """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l], and of proposed centres."""
+        """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l], and of proposed boxes."""
         size = (batch.images.shape[-2], batch.images.shape[-1])
         return self.head(features, rig.lidar2img, size, rig.hidden, proposals)

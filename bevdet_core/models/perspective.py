@@ -35,8 +35,8 @@ class Cells:
 
     @property
     def proposals(self) -> Tensor | None:
-        """[B, num_proposals, 3] metres, lidar frame: where queries start; None where none does."""
-        return self.best_centres(self.num_proposals) if self.num_proposals else None
+        """[B, num_proposals, 10 + C]: box codes and class logits that queries start from; None where none does."""
+        return self.best(self.num_proposals) if self.num_proposals else None
 
     def paired(self, targets: Sequence[Targets]) -> PairedQueries:
         """The cells as queries; a target belongs to the four cells nearest to its centre in each camera."""
@@ -58,18 +58,20 @@ class Cells:
             torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)]),
         )
 
-    def best_centres(self, count: int) -> Tensor:
-        """[B, count, 3] metres, lidar frame: where the likeliest objects stand, of neighbouring cells the likeliest.
+    def best(self, count: int) -> Tensor:
+        """[B, count, 10 + C] box codes and class logits of the likeliest objects, of neighbouring cells the likeliest.
 
         They have no gradient. Fewer cells than `count` are repeated.
         """
-        scores = self.logits.detach().float().amax(-1)  # [B, N, H, W]
+        logits = self.logits.detach().float()
+        scores = logits.amax(-1)  # [B, N, H, W]
         peak = scores == F.max_pool2d(scores, 3, 1, 1)
         shown = peak if self.hidden is None else peak & ~self.hidden[:, :, None, None]
         ranked = scores.masked_fill(~shown, -torch.inf).flatten(1).sort(descending=True, stable=True).indices
         chosen = ranked[:, torch.arange(count, device=ranked.device) % ranked.shape[1]]
         # Not take_along_dim, which would fix an exported graph's batch size.
-        return self.codes.detach().flatten(1, 3)[..., [0, 1, 4]].gather(1, chosen[..., None].expand(-1, -1, 3))
+        said = torch.cat([self.codes.detach(), logits], -1).flatten(1, 3)
+        return said.gather(1, chosen[..., None].expand(-1, -1, said.shape[-1]))
 
 
 class PerspectiveHead(nn.Module):

@@ -41,7 +41,7 @@ class BoxQueryHead(nn.Module):
         num_classes: of the detector.
         embed_dim: width of the queries.
         num_queries: that start at points which are learned.
-        num_proposals: queries beside them, which start where `refine` is told to.
+        num_proposals: queries beside them, which start from boxes that `refine` is given.
         num_layers: decoder layers.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that reference points cover.
         make_layer: builds a decoder layer.
@@ -63,7 +63,8 @@ class BoxQueryHead(nn.Module):
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
         self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
         self.reference_points = nn.Linear(embed_dim, 3)
-        self.proposal_embed = MLP(3, embed_dim, 2 * embed_dim) if num_proposals else None  # position, content
+        said = boxes3d.CODE_SIZE + num_classes
+        self.proposal_embed = MLP(said, embed_dim, 2 * embed_dim) if num_proposals else None  # position, content
         self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
         self.box_heads = nn.ModuleList(
@@ -84,7 +85,8 @@ class BoxQueryHead(nn.Module):
             attend: (layer, query [B, Q, D], query position [B, Q, D], reference [B, Q, 3] in [0, 1] of the range) ->
                 query.
             batch_size: B.
-            proposals: [B, num_proposals, 3] metres; those outside the range start at its border.
+            proposals: [B, num_proposals, 10 + C] box codes and class logits; centres outside the range start at its
+                border.
 
         Returns:
             See `Predictions`; its hidden states and references are filled in.
@@ -93,18 +95,21 @@ class BoxQueryHead(nn.Module):
         # Coordinates stay in float32: bfloat16 would round a range of 100 m to steps of 0.4 m.
         with torch.autocast(query.device.type, enabled=False):
             reference = self.reference_points(query_pos).sigmoid()
+            start = reference.new_zeros(*reference.shape[:2], boxes3d.CODE_SIZE)
             if self.proposal_embed is not None and proposals is not None:
-                starts = in_range(proposals, self.pc_range)
-                proposal_pos, proposal = self.proposal_embed(inverse_sigmoid(starts)).chunk(2, -1)
+                code, scores = proposals.split([boxes3d.CODE_SIZE, proposals.shape[-1] - boxes3d.CODE_SIZE], -1)
+                starts = in_range(code[..., [0, 1, 4]], self.pc_range)
+                said = torch.cat([boxes3d.with_centres(code, inverse_sigmoid(starts)), scores], -1)
+                proposal_pos, proposal = self.proposal_embed(said).chunk(2, -1)
                 query_pos, query = torch.cat([query_pos, proposal_pos], 1), torch.cat([query, proposal], 1)
-                reference = torch.cat([reference, starts], 1)
+                reference, start = torch.cat([reference, starts], 1), torch.cat([start, code], 1)
         logits, boxes, hidden, references = [], [], [], [reference]
         for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
             query = attend(layer, query, query_pos, reference)
             with torch.autocast(query.device.type, enabled=False):
                 code = box_head(query.to(reference.dtype))
                 refined = (code[..., [0, 1, 4]] + inverse_sigmoid(reference)).sigmoid()
-            boxes.append(boxes3d.with_centres(code, self.to_metres(refined)))
+            boxes.append(boxes3d.with_centres(start + code, self.to_metres(refined)))
             logits.append(class_head(query))
             hidden.append(query)
             reference = refined.detach()

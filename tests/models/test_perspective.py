@@ -94,7 +94,7 @@ def test_frames_with_little_in_sight(objects, cells):
     assert found.boxes.isfinite().all()
 
 
-def test_the_best_centres_are_peaks_of_cameras_that_are_not_hidden():
+def test_the_best_boxes_are_peaks_of_cameras_that_are_not_hidden():
     network = head()
     cells = network(torch.randn(1, 2, 8, H, W), rig(), SIZE, torch.tensor([[False, True]]))
     cells.logits = torch.full_like(cells.logits, -9.0)
@@ -102,14 +102,15 @@ def test_the_best_centres_are_peaks_of_cameras_that_are_not_hidden():
     cells.logits[0, 0, 2, 4, 0] = 2.5
     cells.logits[0, 0, 6, 9, 2] = 1.0
     cells.logits[0, 1, 4, 4, 0] = 5.0  # nobody is behind that camera
-    found = cells.best_centres(2)
-    expected = torch.stack([cells.codes[0, 0, 2, 3], cells.codes[0, 0, 6, 9]])[:, [0, 1, 4]]
-    torch.testing.assert_close(found[0], expected)
+    found = cells.best(2)
+    codes = torch.stack([cells.codes[0, 0, 2, 3], cells.codes[0, 0, 6, 9]])
+    logits = torch.stack([cells.logits[0, 0, 2, 3], cells.logits[0, 0, 6, 9]])
+    torch.testing.assert_close(found[0], torch.cat([codes, logits], -1))
     assert not found.requires_grad
 
 
-def test_there_are_as_many_centres_as_asked_for():
+def test_there_are_as_many_boxes_as_asked_for():
     cells = head()(torch.randn(1, 2, 8, 2, 3), rig(), (16, 24))
-    found = cells.best_centres(30)
-    assert found.shape == (1, 30, 3)
+    found = cells.best(30)
+    assert found.shape == (1, 30, 10 + 3)
     torch.testing.assert_close(found[:, :12], found[:, 12:24])
