@@ -135,15 +135,17 @@ def visualize(argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help=out_help)
     parser.add_argument("--frames", type=Path, help="folder: write the samples as frame files as well, for predict")
     parser.add_argument("--width", type=int, help="of a film in pixels; default: 1920, of a GIF 1280")
+    _add_precision(parser)
     options, overrides = _parse(parser, argv)
     from .prediction import draw_samples, render_scene
 
     if options.scene is not None:
         out = options.out or Path(f"{Path(options.scene).name}.mp4")
-        print(render_scene(options.source, options.scene, out, options.threshold, options.width, overrides))
+        scene, threshold, width = options.scene, options.threshold, options.width
+        print(render_scene(options.source, scene, out, threshold, width, overrides, options.precision))
         return
-    options.out = options.out or Path("pictures")
-    draw_samples(options.source, options.samples, options.out, options.threshold, options.frames, overrides)
+    out = options.out or Path("pictures")
+    draw_samples(options.source, options.samples, out, options.threshold, options.frames, overrides, options.precision)
 
 
 def convert(argv: list[str]) -> None:

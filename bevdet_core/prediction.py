@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.progress import track
 
-from .config import load_config
+from .config import Precision, load_config
 from .data import build_dataset
 from .data.file_names import file_name
 from .data.nuscenes import NuScenesDataset
@@ -76,6 +76,7 @@ def draw_samples(
     threshold: float,
     frames: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
+    precision: Precision = "no",
 ) -> None:
     """Draw validation samples: with their truth from a configuration, with predictions beside it from a checkpoint.
 
@@ -86,11 +87,12 @@ def draw_samples(
         threshold: detections with a lower score are left out.
         frames: folder in which each sample becomes a frame file that `predict` takes, named as in `samples`.
         overrides: dotted settings.
+        precision: of the detector; see `Detector.load`.
 
     Raises:
         ValueError: a sample that is not there, or one without cameras where frame files are wanted.
     """
-    detector, dataset = _open(source, overrides)
+    detector, dataset = _open(source, overrides, precision)
     out.mkdir(parents=True, exist_ok=True)
     for name in samples:
         sample = dataset[_index(dataset, name)]
@@ -111,6 +113,7 @@ def render_scene(
     threshold: float = 0.3,
     width: int | None = None,
     overrides: Mapping[str, Any] | None = None,
+    precision: Precision = "no",
 ) -> Path:
     """Render one scene of the validation split as a film or as a recording for rerun, with the paths of all objects.
 
@@ -121,6 +124,7 @@ def render_scene(
         threshold: detections with a lower score are left out.
         width: of the film in pixels; default: 1920, of a GIF 1280.
         overrides: dotted settings.
+        precision: of the detector; see `Detector.load`.
 
     Returns:
         The file that was written.
@@ -135,7 +139,7 @@ def render_scene(
     if out.suffix == ".mp4" and find_encoder() is None:
         out = out.with_suffix(".gif")
         print(f"no encoder for MP4 here, so this becomes {out}; to get one: {INSTALL_ENCODER}")
-    detector, dataset = _open(source, overrides)
+    detector, dataset = _open(source, overrides, precision)
     positions = _scene_positions(dataset, scene)
     times = [dataset.time(position) for position in positions]
     samples = (dataset[position] for position in track(positions, "rendering"))
@@ -148,11 +152,12 @@ def render_scene(
     return write_video(draw_moments(moments, times, width), times, out)
 
 
-def _open(source: Path, overrides: Mapping[str, Any] | None) -> tuple[Detector | None, Any]:
+def _open(source: Path, overrides: Mapping[str, Any] | None, precision: Precision) -> tuple[Detector | None, Any]:
     """The detector, if the source is one, and the validation split."""
-    detector = None if source.suffix in (".yaml", ".yml") else Detector.load(source, overrides=overrides)
-    config = load_config(source, overrides) if detector is None else detector.config
-    return detector, build_dataset(config.data, training=False)
+    if source.suffix in (".yaml", ".yml"):
+        return None, build_dataset(load_config(source, overrides).data, training=False)
+    detector = Detector.load(source, overrides=overrides, precision=precision)
+    return detector, build_dataset(detector.config.data, training=False)
 
 
 def _scene_positions(dataset, scene: str) -> list[int]:

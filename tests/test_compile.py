@@ -23,8 +23,7 @@ def batch_of(name: str) -> tuple[ImageBatch, dict[str, Tensor]]:
     if "sizes" in examples:
         return ImageBatch(images[:, None], examples["sizes"][:, None]), examples
     sizes = torch.tensor(SIZE).expand(2, 2, 2)
-    hidden = torch.tensor([[False, False], [False, True]])
-    return ImageBatch(images, sizes, CameraRig(examples["lidar2img"], hidden=hidden)), examples
+    return ImageBatch(images, sizes, CameraRig(examples["lidar2img"], hidden=examples["hidden"])), examples
 
 
 def step_of(model: nn.Module, name: str) -> Callable[[], Predictions]:

@@ -17,6 +17,7 @@ from PIL import Image
 from bevdet_core import checkpoint, export
 from bevdet_core.cli import main
 from bevdet_core.data.rig import write_frame
+from bevdet_core.export.graphs import graph_of
 from bevdet_core.geometry import pose, yaw_to_quaternion
 from bevdet_core.structures import Camera, Sample, collate
 
@@ -81,6 +82,22 @@ def test_the_file_tells_what_a_user_has_to_know(exported):
         found = next(i for i in session.get_inputs() if i.name == name)
         assert found.shape[1:] == port["shape"][1:]
         assert isinstance(found.shape[0], str)
+
+
+@pytest.mark.parametrize("name", ["detr3d_proposals", "petr", "bevformer"])
+def test_a_camera_that_failed_is_not_read(exported, name):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    made, report = exported(name)
+    session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
+    inputs = {k: v.numpy() for k, v in graph_of(made, (32, 64)).examples(2).items()}
+    assert inputs["hidden"].tolist() == [[False, False], [False, True]]
+    images = inputs["images"].copy()
+    images[1, 1] *= -10
+    for one, other in zip(session.run(None, inputs), session.run(None, inputs | {"images": images}), strict=True):
+        np.testing.assert_array_equal(one, other)
+    seen = inputs | {"hidden": np.zeros((2, 2), bool)}
+    one, other = (session.run(["boxes"], seen | {"images": i})[0] for i in (inputs["images"], images))
+    assert np.abs(one - other)[1].max() > 1e-3
 
 
 def test_images_of_several_sizes_go_through_one_graph(exported):

@@ -63,11 +63,11 @@ class Exported:
 def export(detector: Detector, out: str | Path, image_size: tuple[int, int] | None = None) -> Exported:
     """Write a detector as a graph of fixed image size and any batch size, and compare the two on random input.
 
-    The graph takes `images`, normalised and padded as `collate` does, with `sizes` (2D) or `lidar2img` (3D), and gives
-    `scores` of every query and class, and `boxes` of every query. BEVFormer takes the motion since the last frame too
-    and, where it has a history, the last view, and gives the new one. What they mean, the class names and the pixel
-    normalisation are in a JSON file beside the graph, and in the metadata of an ONNX file. Choosing the best is left to
-    the user: a threshold is a line in any language.
+    The graph takes `images`, normalised and padded as `collate` does, with `sizes` (2D) or `lidar2img` and `hidden`
+    (3D), and gives `scores` of every query and class, and `boxes` of every query. BEVFormer takes the motion since the
+    last frame too and, where it has a history, the last view, and gives the new one. What they mean, the class names
+    and the pixel normalisation are in a JSON file beside the graph, and in the metadata of an ONNX file. Choosing the
+    best is left to the user: a threshold is a line in any language.
 
     Args:
         detector: the detector; it is moved to the CPU.

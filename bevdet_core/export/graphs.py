@@ -112,16 +112,19 @@ class RigGraph(Graph):
         self,
         images: Tensor,  # [B, N, 3, H, W] normalised, 0 under padding
         lidar2img: Tensor,  # [B, N, 4, 4] float32, see Camera.lidar2img
+        hidden: Tensor,  # [B, N] bool, cameras that gave no image
     ) -> tuple[Tensor, Tensor]:
         """Scores [B, Q, C] and boxes [B, Q, 9] in the lidar frame, as in `Targets`."""
-        predictions = self.model(self.batch(images, lidar2img))
+        predictions = self.model(self.batch(images, lidar2img, hidden))
         return predictions.logits[-1].sigmoid(), boxes3d.decode(predictions.boxes[-1])
 
     @staticmethod
-    def batch(images: Tensor, lidar2img: Tensor) -> ImageBatch:
+    def batch(images: Tensor, lidar2img: Tensor, hidden: Tensor) -> ImageBatch:
         """The batch that images and calibration are."""
         sizes = torch.tensor(images.shape[-2:]).expand(*images.shape[:2], 2)
-        return ImageBatch(images, sizes, CameraRig(lidar2img))
+        rig = CameraRig(lidar2img)
+        rig.hidden = hidden  # after the rig was made: a graph has one size, so all images go through the backbone
+        return ImageBatch(images, sizes, rig)
 
     @property
     def cameras(self) -> tuple[str, ...]:
@@ -136,6 +139,7 @@ class RigGraph(Graph):
         return {
             "images": Port("float32", ("batch", len(cameras), 3, *self.size), f"of {', '.join(cameras)}"),
             "lidar2img": Port("float32", ("batch", len(cameras), 4, 4), place),
+            "hidden": Port("bool", ("batch", len(cameras)), "true where a camera gave no image: nothing of it is read"),
         }
 
     @property
@@ -147,12 +151,14 @@ class RigGraph(Graph):
         }
 
     def examples(self, batch_size: int) -> dict[str, Tensor]:
-        """Noise, in rings of cameras that look around from 1.5 m above the lidar's origin."""
+        """Noise, in rings of cameras that look around from 1.5 m above the lidar's origin; one of them failed."""
         generator = torch.Generator().manual_seed(batch_size)
         cameras = len(self.cameras)
         rings = [ring(cameras, self.size, 0.1 * b) for b in range(batch_size)]
         images = torch.randn(batch_size, cameras, 3, *self.size, generator=generator)
-        return {"images": images, "lidar2img": torch.stack(rings)}
+        hidden = torch.zeros(batch_size, cameras, dtype=torch.bool)
+        hidden[-1, -1] = True
+        return {"images": images, "lidar2img": torch.stack(rings), "hidden": hidden}
 
     def difference(self, name: str, ours: Tensor, theirs: Tensor) -> Tensor:
         """See `Graph`; headings are compared the short way round."""
@@ -170,15 +176,16 @@ class BevGraph(RigGraph):
         self,
         images: Tensor,  # as in `RigGraph`
         lidar2img: Tensor,
+        hidden: Tensor,
         signals: Tensor,  # [B, 18] float32, see models.ego_motion
     ) -> tuple[Tensor, ...]:
         """Scores and boxes as in `RigGraph`."""
         motion = EgoMotion(signals, torch.zeros_like(signals[:, :2]), torch.zeros_like(signals[:, 0]))
-        return self.answer(images, lidar2img, motion)[:2]
+        return self.answer(self.batch(images, lidar2img, hidden), motion)[:2]
 
-    def answer(self, images: Tensor, lidar2img: Tensor, motion: EgoMotion, *past: Tensor) -> tuple[Tensor, ...]:
+    def answer(self, batch: ImageBatch, motion: EgoMotion, *past: Tensor) -> tuple[Tensor, ...]:
         """Scores, boxes and the view."""
-        predictions, bev = self.model.step(self.batch(images, lidar2img), motion, *past)
+        predictions, bev = self.model.step(batch, motion, *past)
         return predictions.logits[-1].sigmoid(), boxes3d.decode(predictions.boxes[-1]), bev
 
     @property
@@ -198,6 +205,7 @@ class StreamGraph(BevGraph):
         self,
         images: Tensor,  # as in `BevGraph`
         lidar2img: Tensor,
+        hidden: Tensor,
         signals: Tensor,
         shift: Tensor,  # [B, 2], see `EgoMotion`
         turn: Tensor,  # [B], see `EgoMotion`
@@ -205,7 +213,8 @@ class StreamGraph(BevGraph):
         known: Tensor,  # [B] bool, whether there is one
     ) -> tuple[Tensor, ...]:
         """Scores and boxes as in `RigGraph`, and the view [B, rows * columns, D]."""
-        return self.answer(images, lidar2img, EgoMotion(signals, shift, turn), previous, known)
+        batch = self.batch(images, lidar2img, hidden)
+        return self.answer(batch, EgoMotion(signals, shift, turn), previous, known)
 
     @property
     def view(self) -> tuple[int, int]:
