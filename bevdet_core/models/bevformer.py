@@ -18,7 +18,7 @@ from .deformable_transformer import DeformableDecoderLayer, FeatureTokens
 from .ego_motion import SIGNALS, EgoMotion, FramePose, frame_poses, motion_between, stack_motions
 from .perspective import look
 from .position import LearnedPositionEmbedding
-from .query_head import BoxQueryHead
+from .query_head import BoxQueryHead, Proposals
 from .rig_detector import RigDetector
 from .transformer import flatten_levels, xavier_init
 
@@ -138,8 +138,8 @@ class BevFormerHead(BoxQueryHead):
         shift = motion.shift / motion.shift.new_tensor(self.grid.extent)
         return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre, self.turn_extent), shift, known)
 
-    def forward(self, bev: Tensor, proposals: Tensor | None = None) -> Predictions:
-        """Boxes from a view [B, rows * columns, D] and proposed boxes [B, num_proposals, 10 + C].
+    def forward(self, bev: Tensor, proposals: Proposals | None = None) -> Predictions:
+        """Boxes from a view [B, rows * columns, D] and proposed boxes.
 
         See `Predictions`; its hidden states and references are filled in.
         """

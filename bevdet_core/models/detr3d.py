@@ -14,7 +14,7 @@ from ..structures import CameraRig, ImageBatch, Predictions
 from .cameras import calibration, camera_features, check_features
 from .heads import inverse_sigmoid
 from .perspective import look
-from .query_head import BoxQueryHead
+from .query_head import BoxQueryHead, Proposals
 from .rig_detector import RigDetector
 from .transformer import FeedForward, MultiHeadAttention, flatten_levels, xavier_init
 
@@ -134,7 +134,7 @@ class Detr3dHead(BoxQueryHead):
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
         hidden: Tensor | None = None,  # [B, N] bool, cameras that nothing is read from; None: no such one
-        proposals: Tensor | None = None,  # [B, num_proposals, 10 + C], what queries start from
+        proposals: Proposals | None = None,
     ) -> Predictions:
         """See `Predictions`; its hidden states and references are filled in.
 
@@ -169,7 +169,7 @@ class Detr3d(RigDetector):
         return self.with_cells(predictions, cells, batch)
 
     def read(
-        self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Tensor | None
+        self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Proposals | None
     ) -> Predictions:
         """What the head makes of the neck's levels, L x [B, N, D, H_l, W_l], and of proposed boxes."""
         size = (batch.images.shape[-2], batch.images.shape[-1])

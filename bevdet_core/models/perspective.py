@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..geometry import inverse_projection, project_points
 from ..structures import CameraRig, ImageBatch, PairedQueries, Targets
 from .heads import set_class_prior
+from .query_head import Proposals
 
 START_DEPTH = 15.0  # metres; what an untrained head answers
 
@@ -31,11 +32,12 @@ class Cells:
     lidar2img: Tensor  # [B, N, 4, 4]
     stride: float  # pixels from cell to cell
     hidden: Tensor | None  # [B, N] bool, cameras that gave no image; None: no such one
+    features: Tensor  # [B, N, H, W, D] what they say it from
     num_proposals: int = 0  # queries that start here
 
     @property
-    def proposals(self) -> Tensor | None:
-        """[B, num_proposals, 10 + C]: box codes and class logits that queries start from; None where none does."""
+    def proposals(self) -> Proposals | None:
+        """What queries start from; None where none does."""
         return self.best(self.num_proposals) if self.num_proposals else None
 
     def paired(self, targets: Sequence[Targets]) -> PairedQueries:
@@ -58,10 +60,10 @@ class Cells:
             torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)]),
         )
 
-    def best(self, count: int) -> Tensor:
-        """[B, count, 10 + C] box codes and class logits of the likeliest objects, of neighbouring cells the likeliest.
+    def best(self, count: int) -> Proposals:
+        """The likeliest objects of each frame, of neighbouring cells the likeliest.
 
-        They have no gradient. Fewer cells than `count` are repeated.
+        Fewer cells than `count` are repeated.
         """
         logits = self.logits.detach().float()
         scores = logits.amax(-1)  # [B, N, H, W]
@@ -69,9 +71,12 @@ class Cells:
         shown = peak if self.hidden is None else peak & ~self.hidden[:, :, None, None]
         ranked = scores.masked_fill(~shown, -torch.inf).flatten(1).sort(descending=True, stable=True).indices
         chosen = ranked[:, torch.arange(count, device=ranked.device) % ranked.shape[1]]
-        # Not take_along_dim, which would fix an exported graph's batch size.
-        said = torch.cat([self.codes.detach(), logits], -1).flatten(1, 3)
-        return said.gather(1, chosen[..., None].expand(-1, -1, said.shape[-1]))
+
+        def picked(cells: Tensor) -> Tensor:
+            # Not take_along_dim, which would fix an exported graph's batch size.
+            return cells.flatten(1, 3).gather(1, chosen[..., None].expand(-1, -1, cells.shape[-1]))
+
+        return Proposals(picked(self.codes.detach()), picked(logits), picked(self.features).float())
 
 
 class PerspectiveHead(nn.Module):
@@ -108,7 +113,8 @@ class PerspectiveHead(nn.Module):
         answers = self.box_head(x).unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)
         with torch.autocast(features.device.type, enabled=False):
             codes = self._codes(answers.float(), lidar2img, stride)
-        return Cells(logits, codes, lidar2img, stride, hidden, self.num_proposals)
+        seen = x.unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)
+        return Cells(logits, codes, lidar2img, stride, hidden, seen, self.num_proposals)
 
     def _codes(self, answers: Tensor, lidar2img: Tensor, stride: float) -> Tensor:
         """What the cells answer [B, N, H, W, 10], as box codes in the lidar frame."""

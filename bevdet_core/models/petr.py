@@ -13,7 +13,7 @@ from .detr import DetrDecoder
 from .detr3d import Detr3d
 from .heads import MLP, inverse_sigmoid
 from .position3d import RayEmbedding, RigSineEmbedding, point_embedding
-from .query_head import class_head, in_metres
+from .query_head import Proposals, class_head, in_metres
 from .transformer import resize_mask
 
 
@@ -114,7 +114,7 @@ class Petr(Detr3d):
     """The detector: DETR3D around another head, which reads the finest level of the neck; arguments as for `Detr3d`."""
 
     def read(
-        self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Tensor | None
+        self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Proposals | None
     ) -> Predictions:
         size = (batch.images.shape[-2], batch.images.shape[-1])
         return self.head(features[0], rig.lidar2img, size, batch.mask, rig.hidden)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,15 @@ def in_range(points: Tensor, pc_range: Tensor) -> Tensor:
     return ((points - low) / (high - low)).clamp(0, 1)
 
 
+@dataclass
+class Proposals:
+    """Boxes that somebody else has seen, for queries to start from. Codes and logits have no gradient."""
+
+    codes: Tensor  # [B, K, 10] box codes
+    logits: Tensor  # [B, K, C]
+    features: Tensor  # [B, K, D] what they were seen by
+
+
 class BoxQueryHead(nn.Module):
     """Queries with a 3D reference point each, which every layer of a decoder moves (DETR3D, BEVFormer).
 
@@ -63,7 +73,7 @@ class BoxQueryHead(nn.Module):
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
         self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
         self.reference_points = nn.Linear(embed_dim, 3)
-        said = boxes3d.CODE_SIZE + num_classes
+        said = boxes3d.CODE_SIZE + num_classes + embed_dim
         self.proposal_embed = MLP(said, embed_dim, 2 * embed_dim) if num_proposals else None  # position, content
         self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
@@ -77,7 +87,7 @@ class BoxQueryHead(nn.Module):
         self,
         attend: Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor],
         batch_size: int,
-        proposals: Tensor | None = None,
+        proposals: Proposals | None = None,
     ) -> Predictions:
         """Run the decoder.
 
@@ -85,8 +95,7 @@ class BoxQueryHead(nn.Module):
             attend: (layer, query [B, Q, D], query position [B, Q, D], reference [B, Q, 3] in [0, 1] of the range) ->
                 query.
             batch_size: B.
-            proposals: [B, num_proposals, 10 + C] box codes and class logits; centres outside the range start at its
-                border.
+            proposals: `num_proposals` for each frame; centres outside the range start at its border.
 
         Returns:
             See `Predictions`; its hidden states and references are filled in.
@@ -97,12 +106,12 @@ class BoxQueryHead(nn.Module):
             reference = self.reference_points(query_pos).sigmoid()
             start = reference.new_zeros(*reference.shape[:2], boxes3d.CODE_SIZE)
             if self.proposal_embed is not None and proposals is not None:
-                code, scores = proposals.split([boxes3d.CODE_SIZE, proposals.shape[-1] - boxes3d.CODE_SIZE], -1)
-                starts = in_range(code[..., [0, 1, 4]], self.pc_range)
-                said = torch.cat([boxes3d.with_centres(code, inverse_sigmoid(starts)), scores], -1)
+                starts = in_range(proposals.codes[..., [0, 1, 4]], self.pc_range)
+                placed = boxes3d.with_centres(proposals.codes, inverse_sigmoid(starts))
+                said = torch.cat([placed, proposals.logits, proposals.features], -1)
                 proposal_pos, proposal = self.proposal_embed(said).chunk(2, -1)
                 query_pos, query = torch.cat([query_pos, proposal_pos], 1), torch.cat([query, proposal], 1)
-                reference, start = torch.cat([reference, starts], 1), torch.cat([start, code], 1)
+                reference, start = torch.cat([reference, starts], 1), torch.cat([start, proposals.codes], 1)
         logits, boxes, hidden, references = [], [], [], [reference]
         for layer, class_head, box_head in zip(self.layers, self.class_heads, self.box_heads, strict=True):
             query = attend(layer, query, query_pos, reference)

@@ -42,9 +42,10 @@ def draw_camera(
     scale = np.diag([large[0] / image.shape[1], large[1] / image.shape[0], 1.0])
     projection = scale @ camera.lidar2img[:3]  # [3, 4]: metres -> (u d, v d, d) in pixels of the picture
     tags: list[tuple[float, str, float, float, Color]] = []
-    for objects in layers:
+    seen = () if camera.hidden else layers
+    for objects in seen:
         _draw_trails(draw, objects, projection, large, unit)
-    for objects in () if camera.hidden else layers:
+    for objects in seen:
         tags += _draw_objects(draw, objects, projection, large, unit)
     captions = Captions(draw, round(11 * unit))
     if title:

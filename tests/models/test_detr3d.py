@@ -15,6 +15,7 @@ from bevdet_core.config import BackboneConfig, ConfigError, Detr3dConfig
 from bevdet_core.geometry import locate_in_images
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
 from bevdet_core.models.detr3d import CameraCrossAttention, Detr3dHead
+from bevdet_core.models.query_head import Proposals
 from bevdet_core.models.rig_detector import decode
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions, Targets
 
@@ -179,13 +180,13 @@ def test_proposed_queries_start_where_the_perspective_head_sees_objects():
     torch.manual_seed(0)
     model = build_model(replace(CONFIG, perspective=True, num_proposals=5), 4).eval()
     batch = image_batch(2)
-    seen: list[Tensor] = []
+    seen: list[Proposals] = []
     model.perspective.register_forward_hook(lambda module, inputs, cells: seen.append(cells.best(5)))
     found = model(batch)
     assert found.logits.shape == (2, 2, 17, 4)
     low, high = torch.tensor(RANGE[:3]), torch.tensor(RANGE[3:])
     starts = found.references[0][:, 12:] * (high - low) + low
-    torch.testing.assert_close(starts, seen[0][..., [0, 1, 4]].maximum(low).minimum(high), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(starts, seen[0].codes[..., [0, 1, 4]].maximum(low).minimum(high), rtol=1e-4, atol=1e-4)
     assert not found.paired  # that is for training
 
 

@@ -103,14 +103,16 @@ def test_the_best_boxes_are_peaks_of_cameras_that_are_not_hidden():
     cells.logits[0, 0, 6, 9, 2] = 1.0
     cells.logits[0, 1, 4, 4, 0] = 5.0  # nobody is behind that camera
     found = cells.best(2)
-    codes = torch.stack([cells.codes[0, 0, 2, 3], cells.codes[0, 0, 6, 9]])
-    logits = torch.stack([cells.logits[0, 0, 2, 3], cells.logits[0, 0, 6, 9]])
-    torch.testing.assert_close(found[0], torch.cat([codes, logits], -1))
-    assert not found.requires_grad
+    chosen = [(0, 0, 2, 3), (0, 0, 6, 9)]
+    for picked, of_all in ((found.codes, cells.codes), (found.logits, cells.logits), (found.features, cells.features)):
+        torch.testing.assert_close(picked[0], torch.stack([of_all[cell] for cell in chosen]))
+    assert not found.codes.requires_grad
+    assert not found.logits.requires_grad
+    assert found.features.requires_grad
 
 
 def test_there_are_as_many_boxes_as_asked_for():
     cells = head()(torch.randn(1, 2, 8, 2, 3), rig(), (16, 24))
     found = cells.best(30)
-    assert found.shape == (1, 30, 10 + 3)
-    torch.testing.assert_close(found[:, :12], found[:, 12:24])
+    assert found.codes.shape == (1, 30, 10)
+    torch.testing.assert_close(found.codes[:, :12], found.codes[:, 12:24])

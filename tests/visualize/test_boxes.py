@@ -1,6 +1,7 @@
 """Pictures of detections and of samples: what is drawn, where, and what is refused."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,6 +74,13 @@ class TestCamera:
     def draw(self, *boxes, image=None, camera=None, **kwargs):
         image, camera = flat(GREY, 320, 180) if image is None else image, camera or looking(0, "CAM", 320, 180)
         return np.asarray(draw_camera(image, camera, [objects(*boxes, **kwargs)], title=False))
+
+    def test_nothing_is_drawn_where_there_is_no_image(self):
+        seen = replace(objects(box(0, 12)), trails=(np.array([box(0, 8), box(0, 10)]),))
+        for hidden, drawn in ((False, True), (True, False)):
+            camera = replace(looking(0), hidden=hidden)
+            bare, full = (np.asarray(draw_camera(flat(GREY), camera, layers)) for layers in ([], [seen]))
+            assert (bare != full).any() == drawn
 
     def test_corners_and_edges_sit_where_they_project(self):
         camera = looking(10, "CAM", 640, 360)
