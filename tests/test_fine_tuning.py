@@ -28,10 +28,12 @@ def saved(tmp_path: Path) -> Path:
 def test_what_counts_classes_is_found(name: str) -> None:
     detector = tiny.detector(name)
     axes = class_axes(detector.config.model, len(tiny.NAMES))
-    heads = {key for key in detector.model.state_dict() if "class_head" in key}
-    assert set(axes) <= heads
-    assert set(axes.values()) == {0}
-    assert {key.rpartition(".")[2] for key in axes} == {"weight", "bias"}
+    read = {key: axis for key, axis in axes.items() if "proposal_embed" in key}  # what reads class logits
+    said = {key: axis for key, axis in axes.items() if key not in read}
+    assert all("class_head" in key for key in said)
+    assert set(said.values()) == {0}
+    assert {key.rpartition(".")[2] for key in said} == {"weight", "bias"}
+    assert set(read.values()) == ({1} if "proposals" in name else set())
 
 
 def test_the_same_detector_is_taken_whole(saved: Path) -> None:
@@ -55,6 +57,18 @@ def test_classes_of_the_same_name_keep_their_rows(saved: Path) -> None:
     own, given = model.state_dict()["class_head.weight"], checkpoint.load(saved).weights["class_head.weight"]
     assert torch.equal(own[[1, 2, 4]], given[[2, 0, 3]])  # the last says that there is no object
     assert torch.equal(own[[0, 3]], drawn[[0, 3]])
+
+
+def test_queries_read_proposals_by_the_names_of_the_classes(tmp_path: Path) -> None:
+    detector = tiny.detector("detr3d_proposals")
+    checkpoint.save(tmp_path / "model.safetensors", detector.checkpoint())
+    config = detector.config.model
+    model = build_model(config, 4)
+    load_start(model, config, ("bird", "cat", "car", "tree"), tmp_path / "model.safetensors")
+    name = "head.proposal_embed.0.weight"  # [D, C + what else is known of a box]
+    own, given = model.state_dict()[name], detector.model.state_dict()[name]
+    assert torch.equal(own[:, [1, 2]], given[:, [2, 0]])
+    assert torch.equal(own[:, 4:], given[:, 3:])
 
 
 def test_what_does_not_fit_is_told(saved: Path) -> None:

@@ -73,7 +73,7 @@ class BoxQueryHead(nn.Module):
         self.register_buffer("pc_range", torch.tensor(pc_range, dtype=torch.float32), persistent=False)
         self.query_embed = nn.Embedding(num_queries, 2 * embed_dim)  # position, content
         self.reference_points = nn.Linear(embed_dim, 3)
-        said = boxes3d.CODE_SIZE + num_classes + embed_dim
+        said = num_classes + boxes3d.CODE_SIZE + embed_dim
         self.proposal_embed = MLP(said, embed_dim, 2 * embed_dim) if num_proposals else None  # position, content
         self.layers = nn.ModuleList(make_layer() for _ in range(num_layers))
         self.class_heads = nn.ModuleList(class_head(embed_dim, num_classes) for _ in range(num_layers))
@@ -108,7 +108,7 @@ class BoxQueryHead(nn.Module):
             if self.proposal_embed is not None and proposals is not None:
                 starts = in_range(proposals.codes[..., [0, 1, 4]], self.pc_range)
                 placed = boxes3d.with_centres(proposals.codes, inverse_sigmoid(starts))
-                said = torch.cat([placed, proposals.logits, proposals.features], -1)
+                said = torch.cat([proposals.logits, placed, proposals.features], -1)
                 proposal_pos, proposal = self.proposal_embed(said).chunk(2, -1)
                 query_pos, query = torch.cat([query_pos, proposal_pos], 1), torch.cat([query, proposal], 1)
                 reference, start = torch.cat([reference, starts], 1), torch.cat([start, proposals.codes], 1)
