@@ -141,8 +141,10 @@ def visualize(argv: list[str]) -> None:
 
     if options.scene is not None:
         out = options.out or Path(f"{Path(options.scene).name}.mp4")
-        scene, threshold, width = options.scene, options.threshold, options.width
-        print(render_scene(options.source, scene, out, threshold, width, overrides, options.precision))
+        film = render_scene(
+            options.source, options.scene, out, options.threshold, options.width, overrides, options.precision
+        )
+        print(film)
         return
     out = options.out or Path("pictures")
     draw_samples(options.source, options.samples, out, options.threshold, options.frames, overrides, options.precision)

@@ -56,8 +56,8 @@ class Detr3dConfig:
         perspective: while training, a dense head on the finest feature level predicts boxes too (as in BEVFormer v2);
             what a training from random weights needs, and no part of the published network.
         num_proposals: queries beside num_queries that start from the likeliest boxes that head sees. Their places are
-            reference points, as in BEVFormer v2; the rest of their codes is what the layers correct, and codes and
-            class logits make up the first content of the queries.
+            reference points, as in BEVFormer v2; the rest of their codes is what the layers correct. Codes, class
+            logits and the features that the head saw make up the first content of the queries.
         loss: matching costs and loss weights.
     """
 
@@ -114,7 +114,7 @@ class BevFormerConfig:
             hardly more than without history, and a step has up to `queue_length` times as many.
         temporal: how a view takes up the one before. "attention": each cell looks around its place in it, the published
             network. "convolution": it is moved to where things are now, and convolutions look at both, as in BEVFormer
-            v2 (Yang et al., CVPR 2023); learns motion from fewer frames.
+            v2 (Yang et al., CVPR 2023).
         history_gap: after so many seconds without a frame, a scene starts anew.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
         post_center_range: detections with a centre outside are dropped.

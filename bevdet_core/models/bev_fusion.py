@@ -1,8 +1,7 @@
 """The past through convolutions: a view and the one before it, side by side.
 
 BEVFormer v2 (Yang et al., CVPR 2023) takes up the past so, in place of temporal self-attention: the view before is
-moved to where things are now, and convolutions over both see what has moved in between. They learn motion from far
-fewer frames than an attention, which first has to learn where to look.
+moved to where things are now, and convolutions over both see what has moved in between.
 """
 
 from __future__ import annotations
