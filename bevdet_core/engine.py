@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoint, launch, processes
-from .config import Config, queue_of
+from .config import Config, queue_of, streams
 from .data import build_dataset
 from .data.index_file import describe_faults
 from .data.loader import build_loader
@@ -21,10 +21,13 @@ from .files import write_text
 from .fine_tuning import load_start
 from .interruption import GO_ON, Interrupted, StopSignals
 from .models import build_criterion, build_model
+from .models.bevformer import BevFormer
 from .models.recomputation import recompute_blocks
 from .optimization import learning_rate, parameter_groups
 from .runlog import RunLog
 from .training_state import TrainingState
+
+LANES = 8  # for each sample of a batch, scenes by turns where frames of a scene come one after the other
 
 
 def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) -> Metrics:
@@ -75,6 +78,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         training=True,
         rank=processes.index(),
         world_size=processes.count(),
+        lanes=LANES * settings.batch_size if streams(config.model) else 0,
     )
     launch.check_batches(len(train_data), len(loader), settings, processes.count())
     steps_per_epoch = len(loader) // settings.accumulate
@@ -97,8 +101,9 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         recompute_blocks(model)
     if not main:  # the same weights, but dropout and noise of its own
         torch.manual_seed(settings.seed + processes.index())
+    memory = model.training_memory(loader.lanes) if isinstance(model, BevFormer) and loader.lanes else None
     state = TrainingState(
-        model, average, optimizer, accelerator.scaler, config, train_data.class_names, steps_per_epoch
+        model, average, optimizer, accelerator.scaler, config, train_data.class_names, steps_per_epoch, memory
     )
     if resume:
         state.restore(run / "checkpoints")
@@ -130,6 +135,8 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
                 loader.start(epoch, first_batch=state.step % steps_per_epoch * settings.accumulate)
                 with log.waiting():
                     batches = iter(loader)
+                if memory is not None and state.step % steps_per_epoch == 0:
+                    memory.forget()
                 for _ in range(state.step % steps_per_epoch, steps_per_epoch):
                     lr = learning_rate(settings, state.step, steps_per_epoch)
                     for group in optimizer.param_groups:
@@ -145,7 +152,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
                         last = part == settings.accumulate  # of the batches that make up the step
                         with contextlib.nullcontext() if last else accelerator.no_sync(network):
                             with accelerator.autocast():
-                                predictions = network(batch)
+                                predictions = network(batch) if memory is None else network(batch, memory)
                             losses = criterion(predictions, targets, batch.tokens)
                             accelerator.backward(losses["total"] / settings.accumulate)
                     grad_norm = accelerator.clip_grad_norm_(network.parameters(), settings.clip_norm or math.inf)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from . import checkpoint, processes
 from .checkpoint import Checkpoint, CheckpointError
 from .config import Config
 from .documents import is_integer, shown
+from .models.bev_memory import BevMemory
 
 
 @dataclass
@@ -32,6 +34,7 @@ class TrainingState:
         config: all settings.
         class_names: of the detector.
         steps_per_epoch: what a step counts; differs with the number of processes, the batch and the data.
+        memory: of the frames before those of the next step, where frames of a scene come one after the other.
         step: steps that are done.
     """
 
@@ -42,6 +45,7 @@ class TrainingState:
     config: Config
     class_names: tuple[str, ...]
     steps_per_epoch: int
+    memory: BevMemory | None = None
     step: int = 0
 
     @property
@@ -55,9 +59,9 @@ class TrainingState:
         Raises:
             CheckpointError: the folder cannot be written or the disk is full; the checkpoints in it stay as they are.
         """
-        generators = processes.gather(_generators())
+        own = processes.gather(self._own())
         if processes.is_main():
-            checkpoint.save(checkpoint.step_path(folder, self.step), self._snapshot(generators))
+            checkpoint.save(checkpoint.step_path(folder, self.step), self._snapshot(own))
             checkpoint.rotate(folder, self.config.train.keep_checkpoints)
 
     def restore(self, folder: Path) -> None:
@@ -93,9 +97,14 @@ class TrainingState:
                 "same for all of them"
             )
 
-    def _snapshot(self, generators: list[dict[str, Tensor]]) -> Checkpoint:
+    def _own(self) -> dict[str, Tensor]:
+        """What differs from process to process."""
+        seen = {} if self.memory is None else self.memory.tensors()
+        return _generators() | {f"memory/{name}": tensor.cpu() for name, tensor in seen.items()}
+
+    def _snapshot(self, processes_own: list[dict[str, Tensor]]) -> Checkpoint:
         training = checkpoint.optimizer_tensors(self.optimizer)
-        training |= {f"{name}/{rank}": t for rank, own in enumerate(generators) for name, t in own.items()}
+        training |= {f"{name}/{rank}": t for rank, own in enumerate(processes_own) for name, t in own.items()}
         weights = self.model.state_dict()
         if self.average is not None:
             training |= {f"model/{name}": t for name, t in weights.items()}
@@ -136,6 +145,10 @@ class TrainingState:
             if self.scaler is not None and "scaler" in saved.progress:
                 self.scaler.load_state_dict(saved.progress["scaler"])
             _set_generators(training)
+            if self.memory is not None:
+                found = {re.fullmatch(rf"memory/(.+)/{processes.index()}", name): t for name, t in training.items()}
+                own = {match[1]: tensor for match, tensor in found.items() if match}
+                self.memory.restore(own, next(self.model.parameters()).device)
         except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{origin}: damaged training state: {error}") from error
         if not is_integer(saved.progress.get("step")) or saved.progress["step"] < 0:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevdet_core.export import graph_of
-from bevdet_core.models.ego_motion import EgoMotion
+from bevdet_core.models.bevformer import PastView
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions
 
 SIZE = (32, 64)
@@ -32,11 +32,11 @@ def step_of(model: nn.Module, name: str) -> Callable[[], Predictions]:
     if not name.startswith("bevformer"):
         return lambda: model(batch)
     signals = examples["signals"]
-    still = EgoMotion(signals, signals.new_zeros(2, 2), signals.new_zeros(2))
     if name == "bevformer_alone":
-        return lambda: model.step(batch, still)[0]
-    motion = EgoMotion(signals, examples["shift"], examples["turn"])
-    return lambda: model.step(batch, motion, examples["previous"], examples["known"])[0]
+        return lambda: model.step(batch, signals)[0]
+    columns = (examples[key].unbind(1) for key in ("previous", "shift", "turn", "known"))
+    past = [PastView(*view) for view in zip(*columns, strict=True)]
+    return lambda: model.step(batch, signals, past)[0]
 
 
 def learn(model: nn.Module, forward: Callable[[], Predictions]) -> tuple[Predictions, dict[str, Tensor]]:

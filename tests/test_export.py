@@ -73,7 +73,9 @@ def test_the_file_tells_what_a_user_has_to_know(exported):
     assert description["classes"] == list(tiny.NAMES)
     assert description["input_size"] == {"height": 32, "width": 64}
     assert description["inputs"]["images"]["shape"] == ["batch", 2, 3, 32, 64]
-    assert description["inputs"]["previous"]["shape"] == description["outputs"]["bev"]["shape"] == ["batch", 24, 16]
+    assert description["outputs"]["bev"]["shape"] == ["batch", 24, 16]
+    assert description["inputs"]["previous"]["shape"] == ["batch", 1, 24, 16]
+    assert description["history_steps"] == [1]
     assert description["pixels"]["mean"] == list(made.config.model.pixels.mean)
     session = onnxruntime.InferenceSession(report.path, providers=["CPUExecutionProvider"])
     metadata = session.get_modelmeta().custom_metadata_map

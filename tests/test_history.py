@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -145,6 +146,27 @@ def test_training_and_evaluation_run_with_history(config: Config, tmp_path: Path
     metrics = train(config, tmp_path / "run", quiet=True)
     assert np.isfinite(metrics.summary()["NDS"])
     assert Detector.load(tmp_path / "run").new_memory() is not None
+
+
+def test_a_stream_that_is_taken_up_goes_on_with_what_it_had_seen(config: Config, tmp_path: Path):
+    """From every step; scenes are under way at each but the first."""
+    model = replace(config.model, queue_learn="stream", temporal="convolution", history_steps=(1, 2))
+    settings = replace(config.train, batch_size=1, checkpoint_steps=1, keep_checkpoints=100, ema=0.9)
+    data = replace(config.data, train_split=config.data.val_split, val_split="mini_val")
+    config = replace(config, model=model, train=settings, data=data)
+    train(config, tmp_path / "whole", quiet=True)
+    final = checkpoint.load(tmp_path / "whole" / "model.safetensors").weights
+    saved = checkpoint.training_checkpoints(tmp_path / "whole" / "checkpoints")
+    assert len(saved) >= 4
+    kept = [[n for n in checkpoint.load(path, training=True).training if n.endswith("/bev/0")] for path in saved]
+    assert [len(names) for names in kept[:3]] == [1, 2, 3]
+    for path in saved[:-1]:
+        run = tmp_path / path.stem
+        (run / "checkpoints").mkdir(parents=True)
+        shutil.copy(path, run / "checkpoints")
+        train(config, run, resume=True, quiet=True)
+        for name, tensor in checkpoint.load(run / "model.safetensors").weights.items():
+            assert torch.equal(tensor, final[name]), (path.name, name)
 
 
 def test_results_depend_on_history_but_not_on_batches_and_workers(detector: Detector, tmp_path: Path):

@@ -227,7 +227,7 @@ def bevformer_calls(
         with torch.inference_mode():
             past = BevMemory(ours.max_gap)
             head(first, features(first), past)
-            seen = past.recall("drive", frame_poses(second)[0])
+            [seen] = past.recall("drive", frame_poses(second)[0])
             given = features(second) if after_neck else None
 
         @torch.inference_mode()

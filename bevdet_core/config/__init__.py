@@ -23,7 +23,7 @@ from .image_models import (
     DetrLossConfig,
 )
 from .loading import Config, load_config, settings_parser
-from .models import MODELS, ModelConfig, Queue, RigModelConfig, queue_of
+from .models import MODELS, ModelConfig, Queue, RigModelConfig, queue_of, streams
 from .network import BackboneConfig, PixelConfig
 from .rig_models import BevFormerConfig, Detr3dConfig, Detr3dLossConfig, PetrConfig, Range3d
 from .training import Precision, TrainConfig
@@ -60,4 +60,5 @@ __all__ = [
     "load_config",
     "queue_of",
     "settings_parser",
+    "streams",
 ]

@@ -13,7 +13,7 @@ import yaml
 from ..documents import DocumentError, first_not_finite, parse_yaml, read_text
 from .data import DATA, DataConfig, NuScenesConfig
 from .errors import ConfigError
-from .models import MODELS, Detr3dConfig, ModelConfig, RigModelConfig
+from .models import MODELS, Detr3dConfig, ModelConfig, RigModelConfig, streams
 from .ranges import check_ranges
 from .training import TrainConfig
 
@@ -34,6 +34,8 @@ class Config:
                 f"model.name {self.model.name!r} cannot learn from data.name {self.data.name!r}: 3D detectors need "
                 "nuscenes, 2D detectors coco"
             )
+        if streams(self.model) and isinstance(self.data, NuScenesConfig) and self.data.cbgs:
+            raise ConfigError("model.queue_learn stream takes the frames of a scene in their order, data.cbgs does not")
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists that YAML and JSON can hold, and that `load_config` takes back."""

@@ -111,10 +111,15 @@ class BevFormerConfig:
             varies the time between frames; otherwise they are those right before.
         queue_learn: what is learned from. "last": the last frame, while those before it are looked at without
             gradients, as published. "all": every frame, each with those before it as its history; a frame then costs
-            hardly more than without history, and a step has up to `queue_length` times as many.
-        temporal: how a view takes up the one before. "attention": each cell looks around its place in it, the published
-            network. "convolution": it is moved to where things are now, and convolutions look at both, as in BEVFormer
-            v2 (Yang et al., CVPR 2023).
+            hardly more than without history, and a step has up to `queue_length` times as many. "stream": the frames of
+            a scene come one after the other, several scenes by turns, and each sees the views that were made of those
+            before it when they were learned from, as in StreamPETR (Wang et al., ICCV 2023); the length of the queue
+            then says no more than that there is history.
+        temporal: how a view takes up earlier ones. "attention": each cell looks around its place in the one before, the
+            published network. "convolution": they are moved to where things are now, and convolutions look at all of
+            them, as in BEVFormer v2 (Yang et al., CVPR 2023).
+        history_steps: which earlier views, in frames before the present one; convolutions may look at several. Those
+            from before the queue, or before the scene, are missing.
         history_gap: after so many seconds without a frame, a scene starts anew.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
         post_center_range: detections with a centre outside are dropped.
@@ -149,8 +154,9 @@ class BevFormerConfig:
     dropout: float = 0.1
     queue_length: int = 4
     queue_drop: bool = True
-    queue_learn: Literal["last", "all"] = "last"
+    queue_learn: Literal["last", "all", "stream"] = "last"
     temporal: Literal["attention", "convolution"] = "attention"
+    history_steps: tuple[int, ...] = (1,)
     history_gap: float = 2.0
     pc_range: Range3d = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0)
     post_center_range: Range3d = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0)
@@ -167,11 +173,21 @@ class BevFormerConfig:
             raise ConfigError(f"model.bev_shape must be (rows, columns) of at least 1, got {list(self.bev_shape)}")
         if self.queue_length < 1:
             raise ConfigError(f"model.queue_length must be at least 1, got {self.queue_length}")
+        steps = list(self.history_steps)
+        if not steps or steps[0] != 1 or steps != sorted(set(steps)):
+            raise ConfigError(f"model.history_steps must begin with 1 and rise, got {steps}")
+        if self.temporal == "attention" and steps != [1]:
+            raise ConfigError(f"model.temporal attention looks at one view, model.history_steps [1], got {steps}")
         if self.spatial_points % self.pillar_points:
             raise ConfigError(
                 f"model.spatial_points = {self.spatial_points} must be a multiple of model.pillar_points = "
                 f"{self.pillar_points}: every anchor gets as many samples"
             )
+
+    @property
+    def history(self) -> tuple[int, ...]:
+        """The `history_steps` where there is history, otherwise none."""
+        return self.history_steps if self.queue_length > 1 else ()
 
 
 @dataclass(frozen=True)

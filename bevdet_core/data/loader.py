@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice, zip_longest
 from typing import Literal, Protocol
 
 import numpy as np
@@ -18,7 +19,7 @@ from .transforms import Transform
 
 MAX_BROKEN_IN_A_ROW = 100
 
-Draw = tuple[int, int, int]  # epoch, place in the epoch, index into the data set
+Draw = tuple[int, int, int]  # epoch, what the augmentation is drawn from, index into the data set
 
 
 class SampleDataset(Protocol):
@@ -46,11 +47,13 @@ class SampleLoader(DataLoader):
     `build_loader`.
 
     Attributes:
+        lanes: see `build_loader`.
         skipped: what was wrong with the broken samples that this pass has skipped so far, by index.
     """
 
     def __init__(self, order: EpochOrder, on_error: Literal["raise", "skip"], **options) -> None:
         super().__init__(sampler=order, **options)
+        self.lanes = order.lanes
         self._order = order
         self._on_error = on_error
         self.skipped: dict[int, str] = {}
@@ -86,6 +89,7 @@ def build_loader(
     training: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    lanes: int = 0,
 ) -> SampleLoader:
     """Load a data set in batches.
 
@@ -105,8 +109,10 @@ def build_loader(
         training: see above.
         rank: number of this process among those that work together; each gets its own samples.
         world_size: how many there are.
+        lanes: in training, the frames of a scene come in their order, of so many scenes by turns, and are augmented
+            alike; 0: frames come in any order.
     """
-    order = EpochOrder(len(dataset), batch_size, seed, training, rank, world_size, dataset.scenes)
+    order = EpochOrder(len(dataset), batch_size, seed, training, rank, world_size, dataset.scenes, lanes)
     return SampleLoader(
         order,
         dataset.on_error,
@@ -132,9 +138,12 @@ class EpochOrder(Sampler[Draw]):
         rank: int = 0,
         world_size: int = 1,
         scenes: Sequence[object] | None = None,
+        lanes: int = 0,
     ) -> None:
         if samples < 1:
             raise ValueError("the data set has no samples")
+        if lanes and scenes is None:
+            raise ValueError("the data set has no scenes, whose frames could follow each other")
         self.evaluated = [] if training else share_of_evaluation(samples, rank, world_size, scenes)
         self.samples = samples
         self.batch_size = batch_size
@@ -142,6 +151,8 @@ class EpochOrder(Sampler[Draw]):
         self.training = training
         self.rank = rank
         self.world_size = world_size
+        self.scenes = _members(scenes) if lanes and scenes is not None else []
+        self.lanes = lanes
         self.epoch = 0
         self.first_batch = 0
 
@@ -159,10 +170,22 @@ class EpochOrder(Sampler[Draw]):
         if not self.training:
             yield from ((self.epoch, place, place) for place in self.evaluated[self.first_batch * self.batch_size :])
             return
+        begin, end = self.first_batch * self.batch_size, self._places()
+        if self.lanes:
+            for scene, index in islice(cycle(self._by_turns()), begin, end):
+                yield self.epoch, scene, index
+            return
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.samples)
-        for i in range(self.first_batch * self.batch_size, self._places()):
+        for i in range(begin, end):
             place = i * self.world_size + self.rank
             yield self.epoch, place, int(order[place % self.samples])
+
+    def _by_turns(self) -> list[tuple[int, int]]:
+        """The frames of this process's scenes as (scene, index): one of each lane, then the next of each."""
+        order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.scenes)).tolist()
+        own = order[self.rank % len(order) :: self.world_size]
+        lanes = [[(scene, i) for scene in own[k :: self.lanes] for i in self.scenes[scene]] for k in range(self.lanes)]
+        return [frame for turn in zip_longest(*lanes) for frame in turn if frame is not None]
 
 
 def share_of_evaluation(samples: int, rank: int, world_size: int, scenes: Sequence[object] | None = None) -> list[int]:
@@ -173,12 +196,17 @@ def share_of_evaluation(samples: int, rank: int, world_size: int, scenes: Sequen
     if scenes is None:
         return list(range(rank, samples, world_size))
     shares: list[list[int]] = [[] for _ in range(world_size)]
+    for places in _members(scenes):
+        min(shares, key=len).extend(places)
+    return shares[rank]
+
+
+def _members(scenes: Sequence[object]) -> list[list[int]]:
+    """The samples of each scene, in order."""
     members: dict[object, list[int]] = {}
     for place, scene in enumerate(scenes):
         members.setdefault(scene, []).append(place)
-    for places in members.values():
-        min(shares, key=len).extend(places)
-    return shares[rank]
+    return list(members.values())
 
 
 @dataclass
@@ -196,12 +224,12 @@ class _Draws(Dataset):
         self.substitute = substitute
 
     def __getitem__(self, draw: Draw) -> tuple[Sample | None, list[_Broken]]:
-        epoch, place, index = draw
+        epoch, key, index = draw
         broken: list[_Broken] = []
         while True:
             try:
                 sample = self.dataset[index]
-                return self.dataset.transform(sample, np.random.default_rng([self.seed, epoch, place])), broken
+                return self.dataset.transform(sample, np.random.default_rng([self.seed, epoch, key])), broken
             except SampleError as error:
                 broken.append(_Broken(index, str(error)))
                 if not self.substitute:

@@ -124,6 +124,7 @@ def describe(detector: Detector, graph: Graph) -> dict[str, Any]:
         },
         "inputs": {name: _entry(port) for name, port in graph.inputs.items()},
         "outputs": {name: _entry(port) for name, port in graph.outputs.items()},
+        **graph.facts,
     }
 
 

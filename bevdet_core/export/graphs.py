@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from ..boxes import cxcywh_to_xyxy
 from ..config import BevFormerConfig, CocoConfig, NuScenesConfig
 from ..detector import Detector
 from ..geometry import pose, yaw_to_quaternion
+from ..models.bevformer import PastView
 from ..models.ego_motion import SIGNALS, EgoMotion, FramePose, motion_between, stack_motions
 from ..structures import CameraRig, ImageBatch
 
@@ -53,6 +55,11 @@ class Graph(nn.Module):
     def outputs(self) -> dict[str, Port]:
         """The outputs in the order of `forward`."""
         raise NotImplementedError
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What else a user has to know, for the JSON file."""
+        return {}
 
     @property
     def ranked(self) -> bool:
@@ -180,12 +187,11 @@ class BevGraph(RigGraph):
         signals: Tensor,  # [B, 18] float32, see models.ego_motion
     ) -> tuple[Tensor, ...]:
         """Scores and boxes as in `RigGraph`."""
-        motion = EgoMotion(signals, torch.zeros_like(signals[:, :2]), torch.zeros_like(signals[:, 0]))
-        return self.answer(self.batch(images, lidar2img, hidden), motion)[:2]
+        return self.answer(self.batch(images, lidar2img, hidden), signals)[:2]
 
-    def answer(self, batch: ImageBatch, motion: EgoMotion, *past: Tensor) -> tuple[Tensor, ...]:
+    def answer(self, batch: ImageBatch, signals: Tensor, past: Sequence[PastView] = ()) -> tuple[Tensor, ...]:
         """Scores, boxes and the view."""
-        predictions, bev = self.model.step(batch, motion, *past)
+        predictions, bev = self.model.step(batch, signals, past)
         return predictions.logits[-1].sigmoid(), boxes3d.decode(predictions.boxes[-1]), bev
 
     @property
@@ -195,11 +201,11 @@ class BevGraph(RigGraph):
 
     def examples(self, batch_size: int) -> dict[str, Tensor]:
         """Those of `RigGraph`, and the first moment of a drive."""
-        return {**super().examples(batch_size), "signals": drive(batch_size, past=False).signals}
+        return {**super().examples(batch_size), "signals": drive(batch_size, 0).signals}
 
 
 class StreamGraph(BevGraph):
-    """BEVFormer with history: the view that it gives goes into the call for the next frame."""
+    """BEVFormer with history: the view that it gives goes into the calls for frames that follow."""
 
     def forward(  # type: ignore[override]
         self,
@@ -207,48 +213,61 @@ class StreamGraph(BevGraph):
         lidar2img: Tensor,
         hidden: Tensor,
         signals: Tensor,
-        shift: Tensor,  # [B, 2], see `EgoMotion`
-        turn: Tensor,  # [B], see `EgoMotion`
-        previous: Tensor,  # [B, rows * columns, D] the view of the frame before
-        known: Tensor,  # [B] bool, whether there is one
+        shift: Tensor,  # [B, K, 2], see `EgoMotion`, since each of the K earlier frames
+        turn: Tensor,  # [B, K], likewise
+        previous: Tensor,  # [B, K, rows * columns, D] the views of those frames
+        known: Tensor,  # [B, K] bool, whether there are such frames
     ) -> tuple[Tensor, ...]:
         """Scores and boxes as in `RigGraph`, and the view [B, rows * columns, D]."""
-        batch = self.batch(images, lidar2img, hidden)
-        return self.answer(batch, EgoMotion(signals, shift, turn), previous, known)
+        columns = (t.unbind(1) for t in (previous, shift, turn, known))
+        past = [PastView(*view) for view in zip(*columns, strict=True)]
+        return self.answer(self.batch(images, lidar2img, hidden), signals, past)
 
     @property
-    def view(self) -> tuple[int, int]:
-        """The (cells, channels) of a view."""
+    def steps(self) -> tuple[int, ...]:
+        """Which earlier frames it looks back at."""
+        return self.model.history
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """See `Graph.facts`."""
+        return {"history_steps": list(self.steps)}
+
+    @property
+    def views(self) -> tuple[int, int, int]:
+        """The (earlier frames, cells, channels) of what it looks back at."""
         rows, columns = self.model.head.grid.shape
-        return rows * columns, self.model.head.bev_embed.embedding_dim
+        return len(self.steps), rows * columns, self.model.head.bev_embed.embedding_dim
 
     @property
     def inputs(self) -> dict[str, Port]:
+        K = len(self.steps)
+        frames = "the last frame" if K == 1 else f"the frames {', '.join(map(str, self.steps))} before this one"
         return {
             **super().inputs,
-            "shift": Port("float32", ("batch", 2), "metres along x and y since the last frame, in axes as turned now"),
-            "turn": Port("float32", ("batch",), "radians about z since the last frame"),
-            "previous": Port("float32", ("batch", *self.view), "the output `bev` of the last frame"),
+            "shift": Port("float32", ("batch", K, 2), f"metres along x and y since {frames}, in axes as turned now"),
+            "turn": Port("float32", ("batch", K), f"radians about z since {frames}"),
+            "previous": Port("float32", ("batch", *self.views), f"the outputs `bev` of {frames}"),
             "known": Port(
-                "bool", ("batch",), "false in the first frame of a drive, where `previous` may hold anything"
+                "bool", ("batch", K), "false for frames from before a drive began, where `previous` may hold anything"
             ),
         }
 
     @property
     def outputs(self) -> dict[str, Port]:
-        return {**super().outputs, "bev": Port("float32", ("batch", *self.view), "`previous` of the next frame")}
+        return {**super().outputs, "bev": Port("float32", ("batch", *self.views[1:]), "`previous` of later frames")}
 
     def examples(self, batch_size: int) -> dict[str, Tensor]:
         """Those of `RigGraph` in the middle of a drive, where every second sample begins one."""
-        motion = drive(batch_size, past=True)
+        motions = [drive(batch_size, step) for step in self.steps]
         generator = torch.Generator().manual_seed(batch_size)
         return {
             **super().examples(batch_size),
-            "signals": motion.signals,
-            "shift": motion.shift,
-            "turn": motion.turn,
-            "previous": torch.randn(batch_size, *self.view, generator=generator),
-            "known": torch.arange(batch_size) % 2 == 0,
+            "signals": motions[0].signals,
+            "shift": torch.stack([motion.shift for motion in motions], 1),
+            "turn": torch.stack([motion.turn for motion in motions], 1),
+            "previous": torch.randn(batch_size, *self.views, generator=generator),
+            "known": (torch.arange(batch_size) % 2 == 0)[:, None].repeat(1, len(motions)),
         }
 
 
@@ -274,15 +293,13 @@ def ring(cameras: int, size: tuple[int, int], start: float) -> Tensor:
     return torch.from_numpy(np.array(out, np.float32))
 
 
-def drive(batch_size: int, past: bool) -> EgoMotion:
-    """The motion of cars half a second after another moment, or at the beginning."""
+def drive(batch_size: int, step: int) -> EgoMotion:
+    """The motion of cars since so many frames before, at two frames a second; 0: at the beginning."""
     motions = []
     for b in range(batch_size):
-        frames = [
-            FramePose(
-                "", pose(yaw_to_quaternion(0.4 * b + 0.1 * i), [100.0 + 4 * i, 7.0 * b + i, 1.0]), timestamp=i / 2
-            )
-            for i in range(2)
-        ]
-        motions.append(motion_between(frames[1], frames[0] if past else None))
+        before, now = (
+            FramePose("", pose(yaw_to_quaternion(0.4 * b + 0.1 * i), [100 + 4 * i, 7 * b + i, 1]), timestamp=i / 2)
+            for i in (0, max(step, 1))
+        )
+        motions.append(motion_between(now, before if step else None))
     return stack_motions(motions, torch.device("cpu"))

@@ -63,7 +63,7 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
     limits = (config.post_center_range, config.max_detections, config.score_threshold)
     if isinstance(config, BevFormerConfig):
         bev_head = build_bevformer_head(config, num_classes)
-        past = (config.queue_length > 1, config.history_gap, config.release_quirks)
+        past = (config.history, config.history_gap, config.release_quirks)
         return BevFormer(backbone, neck, bev_head, *past, build_perspective(config, num_classes), *limits)
     head = build_detr3d_head(config, num_classes)
     return Detr3d(backbone, neck, head, build_perspective(config, num_classes), *limits)
@@ -190,7 +190,7 @@ def build_bevformer_head(config: BevFormerConfig, num_classes: int) -> BevFormer
         dropout=config.dropout,
         pc_range=config.pc_range,
         release_quirks=config.release_quirks,
-        fusion=config.temporal == "convolution",
+        fused_views=len(config.history_steps) if config.temporal == "convolution" else 0,
     )
 
 

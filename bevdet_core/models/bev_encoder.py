@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from ..geometry import locate_in_images
 from .bev_attention import SpatialCrossAttention, TemporalSelfAttention
-from .bev_fusion import BevFusion
 from .transformer import FeedForward, xavier_init
 
 
@@ -76,9 +75,22 @@ class BevGrid(nn.Module):
         return bev.gather(1, index.expand(-1, -1, bev.shape[-1])) * inside[..., None]
 
 
+    def places_before(self, shift: Tensor, turn: Tensor) -> Tensor:
+        """Where the cells lie in the view of an earlier frame: [B, H W, 2] (x, y) in [0, 1] of it.
+
+        Args:
+            shift: [B, 2] metres, see `EgoMotion`.
+            turn: [B] radians, likewise.
+        """
+        extent, origin = self.centres.new_tensor(self.extent), self.centres.new_tensor(self.origin)
+        x, y = ((self.centres - origin) * extent + shift[:, None]).unbind(-1)  # [B, H W] each
+        cos, sin = turn.cos()[:, None], turn.sin()[:, None]
+        return torch.stack([cos * x - sin * y, sin * x + cos * y], -1) / extent + origin
+
+
 @dataclass
 class PreviousView:
-    """The view of the frame before."""
+    """The view of the frame before, for temporal self-attention."""
 
     bev: Tensor  # [B, H W, D], turned to the present heading
     shift: Tensor  # [B, 2] (x, y) from a cell of this view to its place in that one, as fractions of the grid
@@ -121,14 +133,12 @@ class BevEncoder(nn.Module):
     Args:
         grid: where they lie.
         layers: one after the other.
-        fusion: takes up the view before, in place of the layers' temporal self-attention.
     """
 
-    def __init__(self, grid: BevGrid, layers: Sequence[BevEncoderLayer], fusion: BevFusion | None = None) -> None:
+    def __init__(self, grid: BevGrid, layers: Sequence[BevEncoderLayer]) -> None:
         super().__init__()
         self.grid = grid
         self.layers = nn.ModuleList(layers)
-        self.fusion = fusion
 
     def forward(
         self,
@@ -142,25 +152,19 @@ class BevEncoder(nn.Module):
     ) -> Tensor:
         """The view [B, H W, D]."""
         spatial = (tokens, spatial_shapes, locations, visible.any(-1))
-        centres = self.grid.centres
-        here = centres.expand(query.shape[0], -1, -1)
+        here = self.grid.centres.expand(query.shape[0], -1, -1)
         there = here
-        attended = previous if self.fusion is None else None
-        if attended is not None:
-            shift = attended.shift if attended.known is None else attended.shift * attended.known[:, None]
+        if previous is not None:
+            shift = previous.shift if previous.known is None else previous.shift * previous.known[:, None]
             there = here + shift[:, None]
             # Both views stay what they are in all layers.
-            views = torch.stack([attended.bev.to(query.dtype), query], 1)
+            views = torch.stack([previous.bev.to(query.dtype), query], 1)
         reference = torch.stack([there, here], 1)  # [B, 2, H W, 2]
         for layer in self.layers:
             pair = None
-            if attended is not None:
+            if previous is not None:
                 pair = views
-                if attended.known is not None:
-                    pair = torch.where(attended.known[:, None, None, None], views, query[:, None])
+                if previous.known is not None:
+                    pair = torch.where(previous.known[:, None, None, None], views, query[:, None])
             query = layer(query, (query_pos, self.grid.shape, reference, pair), spatial)
-        if self.fusion is None:
-            return query
-        if previous is None:
-            return self.fusion(query)
-        return self.fusion(query, previous.bev, here + previous.shift[:, None], previous.known)
+        return query

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import json
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
+from ..documents import parse_json
 from .ego_motion import FramePose
+
+POSE_ARRAYS = ("lidar2global", "lidar2ego", "can_bus")  # of a `FramePose`
 
 
 @dataclass
@@ -19,41 +25,87 @@ class SeenFrame:
 
 
 class BevMemory:
-    """The last frame of each lane. A lane is a sequence of frames in time: a scene, a stream, the past of a sample.
+    """The last frames of each lane. A lane is a sequence of frames in time: a scene, a stream, the past of a sample.
 
     Args:
-        max_gap: a frame that came more than this many seconds before is no history.
+        max_gap: a frame that came more than this many seconds before the next one is no history.
+        steps: which frames are asked for, in frames before the present one.
+        spare_lanes: lanes that are remembered beside those of the last batch.
+        strict: a frame that does not come after the one before is an error; otherwise its lane begins anew.
     """
 
-    def __init__(self, max_gap: float) -> None:
-        self.max_gap = max_gap
-        self._last: dict[Hashable, SeenFrame] = {}
+    def __init__(
+        self, max_gap: float, steps: Sequence[int] = (1,), spare_lanes: int = 0, strict: bool = True
+    ) -> None:
+        self.max_gap, self.steps, self.spare_lanes, self.strict = max_gap, tuple(steps), spare_lanes, strict
+        self._lanes: dict[Hashable, list[SeenFrame]] = {}  # newest frame first; the lane that was used last at the end
 
-    def recall(self, lane: Hashable, pose: FramePose) -> SeenFrame | None:
-        """The frame before one; None where a lane begins or was interrupted.
+    def recall(self, lane: Hashable, pose: FramePose) -> list[SeenFrame | None]:
+        """The frames before one, `steps` before it; None for those from before its lane began or was interrupted.
 
         Raises:
             ValueError: the frame is no later than the one before.
         """
-        last = self._last.get(lane)
-        if last is None or pose.timestamp is None or last.pose.timestamp is None:
-            return last
-        seconds = pose.timestamp - last.pose.timestamp
-        if seconds <= 0:
-            raise ValueError(
-                f"frame {pose.name!r} (at {pose.timestamp:.3f} s) does not come after frame {last.pose.name!r} (at "
-                f"{last.pose.timestamp:.3f} s): the frames of a scene must come in the order of time"
-            )
-        return last if seconds <= self.max_gap else None
+        frames = self._unbroken(lane, pose)
+        return [frames[step - 1] if step <= len(frames) else None for step in self.steps]
 
     def keep(self, lane: Hashable, frame: SeenFrame) -> None:
         """Remember a frame as the last of its lane."""
-        self._last[lane] = frame
+        frames = [frame, *self._unbroken(lane, frame.pose)]
+        self._lanes.pop(lane, None)
+        self._lanes[lane] = frames[: max(self.steps)]
 
     def forget_others(self, lanes: Iterable[Hashable]) -> None:
-        """Keep these lanes alone: frames come scene after scene, so one that is over does not come back."""
-        kept = set(lanes)
-        self._last = {lane: frame for lane, frame in self._last.items() if lane in kept}
+        """Keep these lanes, and the spare ones that were used last: a scene that is over does not come back."""
+        others = [lane for lane in self._lanes if lane not in set(lanes)]
+        for lane in others[: max(len(others) - self.spare_lanes, 0)]:
+            del self._lanes[lane]
+
+    def forget(self) -> None:
+        """Remember nothing."""
+        self._lanes.clear()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that is remembered, for a checkpoint; lanes must have texts for names."""
+        names = [[lane, [[f.pose.name, f.pose.timestamp] for f in frames]] for lane, frames in self._lanes.items()]
+        out = {"names": torch.frombuffer(bytearray(json.dumps(names).encode()), dtype=torch.uint8)}
+        for i, frames in enumerate(self._lanes.values()):
+            for k, seen in enumerate(frames):
+                out[f"{i}/{k}/bev"] = seen.bev
+                poses = {name: getattr(seen.pose, name) for name in POSE_ARRAYS}
+                out |= {f"{i}/{k}/{name}": torch.from_numpy(x) for name, x in poses.items() if x is not None}
+        return out
+
+    def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """Remember what `tensors` gave.
+
+        Raises:
+            ValueError: it is damaged.
+            KeyError: something of it is missing.
+        """
+        self.forget()
+        for i, (lane, frames) in enumerate(parse_json(bytes(tensors["names"].tolist()))):
+            self._lanes[lane] = []
+            for k, (name, timestamp) in enumerate(frames):
+                arrays: dict[str, Any] = {
+                    x: tensors[f"{i}/{k}/{x}"].numpy() for x in POSE_ARRAYS if f"{i}/{k}/{x}" in tensors
+                }
+                pose = FramePose(name, timestamp=timestamp, **arrays)
+                self._lanes[lane].append(SeenFrame(pose, tensors[f"{i}/{k}/bev"].to(device)))
+
+    def _unbroken(self, lane: Hashable, pose: FramePose) -> list[SeenFrame]:
+        """The frames of a lane that lead up to one, newest first."""
+        frames = self._lanes.get(lane, [])
+        last = frames[0].pose if frames else pose
+        if not frames or pose.timestamp is None or last.timestamp is None:
+            return frames
+        seconds = pose.timestamp - last.timestamp
+        if seconds <= 0 and self.strict:
+            raise ValueError(
+                f"frame {pose.name!r} (at {pose.timestamp:.3f} s) does not come after frame {last.name!r} (at "
+                f"{last.timestamp:.3f} s): the frames of a scene must come in the order of time"
+            )
+        return frames if 0 < seconds <= self.max_gap else []
 
 
 def rounds(lanes: Sequence[Hashable]) -> list[list[int]]:
@@ -66,3 +118,4 @@ def rounds(lanes: Sequence[Hashable]) -> list[list[int]]:
             out.append([])
         out[turn].append(position)
     return out
+

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,11 +12,11 @@ from torch import Tensor, nn
 
 from ..structures import ImageBatch, Predictions
 from .bev_encoder import BevEncoder, BevEncoderLayer, BevGrid, PreviousView
-from .bev_fusion import BevFusion
+from .bev_fusion import BevFusion, PlacedView
 from .bev_memory import BevMemory, SeenFrame, rounds
 from .cameras import calibration, camera_features, check_features
 from .deformable_transformer import DeformableDecoderLayer, FeatureTokens
-from .ego_motion import SIGNALS, EgoMotion, FramePose, frame_poses, motion_between, stack_motions
+from .ego_motion import SIGNALS, FramePose, frame_poses, motion_between, stack_motions
 from .perspective import look
 from .position import LearnedPositionEmbedding
 from .query_head import BoxQueryHead, Proposals
@@ -24,6 +25,16 @@ from .transformer import flatten_levels, xavier_init
 
 PUBLISHED_LEVELS = 4  # level embeddings that the published networks have, however few levels they read
 PUBLISHED_CENTRE = 100.0  # cells; about which the release turns a view, whatever its size
+
+
+@dataclass
+class PastView:
+    """The view of an earlier frame, and how the rig has moved since."""
+
+    bev: Tensor  # [B, rows * columns, D]
+    shift: Tensor  # [B, 2] metres, see `EgoMotion`
+    turn: Tensor  # [B] radians, likewise
+    known: Tensor | None = None  # [B] bool: which frames have one; None: all
 
 
 class BevFormerHead(BoxQueryHead):
@@ -48,7 +59,8 @@ class BevFormerHead(BoxQueryHead):
         dropout: rate, while training.
         pc_range: (x0, y0, z0, x1, y1, z1) in metres, lidar frame, that cells and reference points cover.
         release_quirks: see `config.BevFormerConfig`.
-        fusion: take up the view before through convolutions; otherwise through temporal self-attention.
+        fused_views: earlier views that are taken up through convolutions; 0: the one before, through temporal
+            self-attention.
     """
 
     def __init__(
@@ -71,7 +83,7 @@ class BevFormerHead(BoxQueryHead):
         dropout: float = 0.1,
         pc_range: Sequence[float] = (-51.2, -51.2, -5.0, 51.2, 51.2, 3.0),
         release_quirks: bool = False,
-        fusion: bool = False,
+        fused_views: int = 0,
     ) -> None:
         layer = partial(DeformableDecoderLayer, embed_dim, num_heads, 1, decoder_points, ffn_dim, dropout)
         super().__init__(num_classes, embed_dim, num_queries, num_proposals, decoder_layers, pc_range, layer)
@@ -84,8 +96,8 @@ class BevFormerHead(BoxQueryHead):
                 BevEncoderLayer(embed_dim, num_heads, num_levels, spatial_points, temporal_points, ffn_dim, dropout)
                 for _ in range(encoder_layers)
             ],
-            BevFusion(embed_dim, bev_shape) if fusion else None,
         )
+        self.fusion = BevFusion(embed_dim, bev_shape, fused_views) if fused_views else None
         self.bev_embed = nn.Embedding(rows * columns, embed_dim)
         self.position = LearnedPositionEmbedding(embed_dim, rows, columns)
         self.camera_embed = nn.Parameter(torch.randn(num_cameras, embed_dim))
@@ -111,9 +123,8 @@ class BevFormerHead(BoxQueryHead):
         features: Sequence[Tensor],  # L x [B, N, D, H_l, W_l], fine to coarse
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
-        motion: EgoMotion,  # since the frame of `previous`
-        previous: Tensor | None = None,  # [B, rows * columns, D] the view of the frame before
-        known: Tensor | None = None,  # [B] bool: which frames have a previous view; None: all
+        signals: Tensor,  # [B, 18] of the motion since the last frame, see `ego_motion`
+        past: Sequence[PastView] = (),  # the view before, or as many as are fused; none: no frame has any
         hidden: Tensor | None = None,  # [B, N] bool, cameras that nothing is read from; None: no such one
     ) -> Tensor:
         """The bird's-eye view [B, rows * columns, D].
@@ -127,16 +138,20 @@ class BevFormerHead(BoxQueryHead):
         levels = zip(features, self.level_embed, strict=False)
         maps = [(f + (camera + level[:, None, None]).to(f.dtype)).flatten(0, 1) for f, level in levels]
         tokens, spatial_shapes = flatten_levels(maps)
-        query = self.bev_embed.weight + self.motion_mlp(motion.signals)[:, None]
+        query = self.bev_embed.weight + self.motion_mlp(signals)[:, None]
         query_pos = self.position.grid(*self.grid.shape).flatten(0, 1)
-        before = self.align(previous, motion, known) if previous is not None else None
         seen = self.grid.seen(lidar2img, image_size, hidden)
-        return self.encoder(query, query_pos, tokens.unflatten(0, (B, N)), spatial_shapes, *seen, before)
+        before = self.align(past[0]) if past and self.fusion is None else None
+        bev = self.encoder(query, query_pos, tokens.unflatten(0, (B, N)), spatial_shapes, *seen, before)
+        if self.fusion is None:
+            return bev
+        placed = [PlacedView(view.bev, self.grid.places_before(view.shift, view.turn), view.known) for view in past]
+        return self.fusion(bev, placed)
 
-    def align(self, bev: Tensor, motion: EgoMotion, known: Tensor | None = None) -> PreviousView:
-        """The view [B, rows * columns, D] of the frame before, as it lies under the present one."""
-        shift = motion.shift / motion.shift.new_tensor(self.grid.extent)
-        return PreviousView(self.grid.turned(bev, motion.turn, self.turn_centre, self.turn_extent), shift, known)
+    def align(self, view: PastView) -> PreviousView:
+        """The view of the frame before, as it lies under the present one."""
+        turned = self.grid.turned(view.bev, view.turn, self.turn_centre, self.turn_extent)
+        return PreviousView(turned, view.shift / view.shift.new_tensor(self.grid.extent), view.known)
 
     def forward(self, bev: Tensor, proposals: Proposals | None = None) -> Predictions:
         """Boxes from a view [B, rows * columns, D] and proposed boxes.
@@ -158,8 +173,8 @@ class BevFormer(RigDetector):
         backbone: images [B, 3, H, W] -> feature maps.
         neck: feature maps -> the levels that the head reads.
         head: see `BevFormerHead`.
-        history: look back at earlier frames; otherwise every frame stands alone.
-        max_gap: a frame that came more than this many seconds before is no history.
+        history: the earlier frames that one looks back at, in steps before it; without any it stands alone.
+        max_gap: a frame that came more than this many seconds before the next one is no history.
         release_quirks: see `config.BevFormerConfig`.
         *others: the further arguments of `RigDetector`.
     """
@@ -171,17 +186,21 @@ class BevFormer(RigDetector):
         backbone: nn.Module,
         neck: nn.Module,
         head: BevFormerHead,
-        history: bool = True,
+        history: Sequence[int] = (1,),
         max_gap: float = 2.0,
         release_quirks: bool = False,
         *others: Any,
     ) -> None:
         super().__init__(backbone, neck, head, *others)
-        self.history, self.max_gap, self.release_quirks = history, max_gap, release_quirks
+        self.history, self.max_gap, self.release_quirks = tuple(history), max_gap, release_quirks
 
     def new_memory(self) -> BevMemory | None:
         """A memory for frames that come in the order of time; None where every frame stands alone."""
-        return BevMemory(self.max_gap) if self.history else None
+        return BevMemory(self.max_gap, self.history) if self.history else None
+
+    def training_memory(self, lanes: int) -> BevMemory:
+        """A memory for a training that sees the frames of up to so many scenes by turns."""
+        return BevMemory(self.max_gap, self.history, lanes, strict=False)
 
     def forward(self, batch: ImageBatch, memory: BevMemory | None = None) -> Predictions:
         """Detect objects in rig frames.
@@ -198,7 +217,7 @@ class BevFormer(RigDetector):
         """
         lanes: Sequence[Hashable] = batch.owners or range(len(batch.images))
         if memory is None or not self.history:
-            memory = BevMemory(self.max_gap)
+            memory = BevMemory(self.max_gap, self.history or (1,))
             if batch.history is not None and self.history:
                 self.look_back(batch.history, memory)
         elif batch.scenes:
@@ -207,26 +226,24 @@ class BevFormer(RigDetector):
         memory.forget_others(lanes)
         return predictions
 
-    def step(
-        self, batch: ImageBatch, motion: EgoMotion, previous: Tensor | None = None, known: Tensor | None = None
-    ) -> tuple[Predictions, Tensor]:
+    def step(self, batch: ImageBatch, signals: Tensor, past: Sequence[PastView] = ()) -> tuple[Predictions, Tensor]:
         """Detect objects in frames whose past is at hand; nothing is looked up or remembered.
 
         This is the detector from tensors to tensors: what a compiled or an exported graph is made of.
 
         Args:
             batch: the frames, each of another lane.
-            motion: since the frames before; see `BevFormerHead.encode`, as for the others.
-            previous: [B, rows * columns, D] the views of the frames before.
-            known: [B] bool.
+            signals: see `BevFormerHead.encode`.
+            past: likewise.
 
         Returns:
             The predictions, and the views [B, rows * columns, D] for the frames that follow.
         """
         rig = calibration(batch, "BEVFormer")
         size = (batch.images.shape[-2], batch.images.shape[-1])
-        past = (motion, previous, known, rig.hidden)
-        return self._detect(batch, lambda features: self.head.encode(features, rig.lidar2img, size, *past))
+        return self._detect(
+            batch, lambda features: self.head.encode(features, rig.lidar2img, size, signals, past, rig.hidden)
+        )
 
     def _detect(self, batch: ImageBatch, encode: Callable[[list[Tensor]], Tensor]) -> tuple[Predictions, Tensor]:
         """Predictions and views of frames; `encode` makes the views from the levels of all cameras."""
@@ -252,7 +269,7 @@ class BevFormer(RigDetector):
     def encode(
         self, batch: ImageBatch, features: Sequence[Tensor], lanes: Sequence[Hashable], memory: BevMemory
     ) -> Tensor:
-        """The views [B, rows * columns, D] of frames, each of which sees the one before it in its lane."""
+        """The views [B, rows * columns, D] of frames, each of which sees those before it in its lane."""
         rig = calibration(batch, "BEVFormer")
         poses = frame_poses(batch)
         height, width = batch.images.shape[-2:]
@@ -275,16 +292,22 @@ class BevFormer(RigDetector):
         return torch.stack([views[row] for row in range(len(lanes))])
 
     def _past(
-        self, poses: Sequence[FramePose], seen: Sequence[SeenFrame | None], device: torch.device
-    ) -> tuple[EgoMotion, Tensor | None, Tensor | None]:
-        """Motion, previous views and which of them there are, as `BevFormerHead.encode` takes them."""
-        before = [None if last is None else last.pose for last in seen]
-        pairs = zip(poses, before, strict=True)
-        motion = stack_motions([motion_between(*pair, self.release_quirks) for pair in pairs], device)
-        views = [last.bev for last in seen if last is not None]
-        if not views:
-            return motion, None, None
-        if len(views) == len(seen):
-            return motion, torch.stack(views), None
-        filled = [torch.zeros_like(views[0]) if last is None else last.bev for last in seen]
-        return motion, torch.stack(filled), torch.tensor([last is not None for last in seen], device=device)
+        self, poses: Sequence[FramePose], seen: Sequence[Sequence[SeenFrame | None]], device: torch.device
+    ) -> tuple[Tensor, list[PastView]]:
+        """Signals and earlier views, as `BevFormerHead.encode` takes them."""
+        signals, past = None, []
+        for frames in zip(*seen, strict=True):  # those of one step back
+            before = [None if frame is None else frame.pose for frame in frames]
+            pairs = zip(poses, before, strict=True)
+            motion = stack_motions([motion_between(*pair, self.release_quirks) for pair in pairs], device)
+            signals = motion.signals if signals is None else signals  # since the last frame, which comes first
+            views = [frame.bev for frame in frames if frame is not None]
+            if not views:
+                break
+            known = None
+            if len(views) < len(frames):
+                known = torch.tensor([frame is not None for frame in frames], device=device)
+                views = [torch.zeros_like(views[0]) if frame is None else frame.bev for frame in frames]
+            past.append(PastView(torch.stack(views), motion.shift, motion.turn, known))
+        assert signals is not None
+        return signals, past

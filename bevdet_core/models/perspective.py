@@ -2,8 +2,8 @@
 
 Queries touch a feature map at few places and give its network little to learn from; published 3D detectors therefore
 start from the weights of a monocular detector. A dense head on the features does the same within one training, and what
-it finds is what queries may start from (BEVFormer v2, Yang et al., CVPR 2023). Its boxes have the code and the frame of the
-queries' boxes, so the same losses apply.
+it finds is what queries may start from (BEVFormer v2, Yang et al., CVPR 2023). Its boxes have the code and the frame of
+the queries' boxes, so the same losses apply.
 """
 
 from __future__ import annotations

@@ -48,6 +48,36 @@ def indices(batches: list[list[tuple[int, int]]]) -> list[int]:
     return [index for batch in batches for index, _ in batch]
 
 
+def test_frames_of_a_scene_come_one_after_the_other_and_scenes_by_turns() -> None:
+    drives = Numbers(24)
+    drives.scenes = [f"scene {i // 4}" for i in range(24)]
+    loader = build_loader(drives, PIXELS, batch_size=2, seed=1, training=True, lanes=3)
+    whole = passing(loader)
+    seen = indices(whole)
+    assert sorted(seen) == list(range(24))
+    for scene in range(6):
+        assert [i for i in seen if i // 4 == scene] == list(range(4 * scene, 4 * scene + 4))
+    assert [i // 4 for i in seen[:3]] == [i // 4 for i in seen[3:6]]  # by turns
+    # All frames of a scene are augmented alike, scenes differently.
+    drawn = {(i // 4, value) for batch in whole for i, value in batch}
+    assert len(drawn) == 6
+    assert len({value for _, value in drawn}) > 1
+    assert passing(loader, first_batch=5) == whole[5:]
+    assert indices(passing(loader, epoch=1)) != seen
+
+
+def test_processes_share_scenes_whose_frames_follow_each_other() -> None:
+    drives = Numbers(20)
+    drives.scenes = [0] * 8 + [1] * 4 + [2] * 4 + [3] * 4
+    shares = [build_loader(drives, PIXELS, 2, training=True, rank=rank, world_size=2, lanes=4) for rank in range(2)]
+    passes = [passing(loader) for loader in shares]
+    assert [len(batches) for batches in passes] == [5, 5]
+    ours, theirs = ({drives.scenes[i] for i in indices(batches)} for batches in passes)
+    assert not ours & theirs
+    with pytest.raises(ValueError, match="has no scenes"):
+        build_loader(Numbers(), PIXELS, 2, training=True, lanes=4)
+
+
 def test_evaluation_sees_every_sample_once_in_order() -> None:
     loader = build_loader(Numbers(), PIXELS, batch_size=4)
     batches = passing(loader)

@@ -15,9 +15,10 @@ from bevdet_core.geometry import pose, project_points, yaw_to_quaternion
 from bevdet_core.models import build_criterion, build_model
 from bevdet_core.models.bev_attention import SpatialCrossAttention, TemporalSelfAttention
 from bevdet_core.models.bev_encoder import BevGrid
-from bevdet_core.models.bev_fusion import BevFusion
-from bevdet_core.models.bev_memory import rounds
-from bevdet_core.models.bevformer import BevFormer
+from bevdet_core.models.bev_fusion import BevFusion, PlacedView
+from bevdet_core.models.bev_memory import BevMemory, SeenFrame, rounds
+from bevdet_core.models.bevformer import BevFormer, PastView
+from bevdet_core.models.ego_motion import FramePose, frame_poses, motion_between
 from bevdet_core.structures import Camera, Predictions, Sample, Targets, collate
 
 RANGE = (-20.0, -20.0, -3.0, 20.0, 20.0, 3.0)
@@ -222,29 +223,53 @@ def test_more_cameras_than_weights_are_refused():
         alone(make_model(), wide)
 
 
-def test_convolutions_see_the_view_before_where_things_are_now():
+def test_convolutions_see_earlier_views_where_things_are_now():
     rows, columns, dim = 3, 4, 2
-    fusion = BevFusion(dim, (rows, columns))
+    fusion = BevFusion(dim, (rows, columns), 2)
     seen: list[Tensor] = []
-    fusion.first.register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
-    now, before = torch.rand(2, 2, rows * columns, dim)
+    fusion.layers[0].register_forward_hook(lambda _, arguments, __: seen.append(arguments[0]))
+    now, before, long_ago = torch.rand(3, 2, rows * columns, dim)
     y, x = torch.meshgrid((torch.arange(rows) + 0.5) / rows, (torch.arange(columns) + 0.5) / columns, indexing="ij")
     places = torch.stack([x + 1 / columns, y], -1).view(1, -1, 2).expand(2, -1, -1)  # the rig went on by one column
-    fusion(now, before, places, torch.tensor([True, False]))
+    still = torch.stack([x, y], -1).view(1, -1, 2).expand(2, -1, -1)
+    fusion(now, [PlacedView(before, places, torch.tensor([True, False])), PlacedView(long_ago, still)])
     maps = seen[0].permute(0, 2, 3, 1)
-    first, second = now.unflatten(1, (rows, columns))
-    assert torch.equal(maps[..., :dim], torch.stack([first, second]))
-    torch.testing.assert_close(maps[0, :, :-1, dim:], before[0].unflatten(0, (rows, columns))[:, 1:])
-    assert not maps[0, :, -1, dim:].any()  # from beyond the view
-    assert torch.equal(maps[1, ..., dim:], second)  # has none before it
+    assert torch.equal(maps[..., :dim], now.unflatten(1, (rows, columns)))
+    first, second, third = (fusion.reduce(view).unflatten(1, (rows, columns)) for view in (now, before, long_ago))
+    torch.testing.assert_close(maps[0, :, :-1, dim], second[0, :, 1:, 0])
+    assert not maps[0, :, -1, dim].any()  # from beyond the view
+    torch.testing.assert_close(maps[1, ..., dim], first[1, ..., 0])  # has none before it
+    torch.testing.assert_close(maps[..., dim + 1], third[..., 0])
+    fusion(now)
+    torch.testing.assert_close(seen[1][:, dim], first[..., 0])
+
+
+def test_cells_lie_where_they_were_in_an_earlier_view():
+    """Whatever the shape of the cells, and wherever the lidar stands in the grid."""
+    grid = BevGrid((6, 8), (-8.0, -6.0, 0.0, 24.0, 6.0, 1.0), 1)
+    before = pose(yaw_to_quaternion(0.3), [100.0, 50.0, 1.0])
+    now = pose(yaw_to_quaternion(0.5), [104.0, 51.0, 1.0])
+    motion = motion_between(FramePose("now", now), FramePose("before", before))
+    found = grid.places_before(motion.shift, motion.turn)[0] * torch.tensor([32.0, 12.0]) - torch.tensor([8.0, 6.0])
+    metres = grid.centres * torch.tensor([32.0, 12.0]) - torch.tensor([8.0, 6.0])
+    points = np.concatenate([metres.numpy(), np.zeros((48, 1)), np.ones((48, 1))], 1)
+    expected = (points @ (np.linalg.inv(before) @ now).T)[:, :2]
+    torch.testing.assert_close(found, torch.from_numpy(expected).float(), atol=1e-4, rtol=0)
 
 
 # --- memory
 
 
-@pytest.mark.parametrize("temporal", ["attention", "convolution"])
-def test_history_counts_and_its_results_do_not_depend_on_the_batch_size(temporal):
-    model = make_model(temporal=temporal)
+BOTH_WAYS = pytest.mark.parametrize(
+    "way",
+    [{"temporal": "attention"}, {"temporal": "convolution", "history_steps": (1, 3)}],
+    ids=["attention", "convolution"],
+)
+
+
+@BOTH_WAYS
+def test_history_counts_and_its_results_do_not_depend_on_the_batch_size(way):
+    model = make_model(**way)
     samples = [frame("one", k) for k in range(5)] + [frame("two", k) for k in range(2)] + [frame("three", 7)]
     one_by_one = watch(model, samples)
     for batch_size in (2, 3, 8):
@@ -253,10 +278,10 @@ def test_history_counts_and_its_results_do_not_depend_on_the_batch_size(temporal
     assert not same(one_by_one[1], alone(model, samples[1]))
 
 
-@pytest.mark.parametrize("temporal", ["attention", "convolution"])
-def test_no_history_leaks_from_one_scene_into_another(temporal):
+@BOTH_WAYS
+def test_no_history_leaks_from_one_scene_into_another(way):
     """Also where scenes alternate within a batch, and where one is a single frame."""
-    model = make_model(temporal=temporal)
+    model = make_model(**way)
     first, second = ([frame(scene, k) for k in range(3)] for scene in ("one", "two"))
     single = frame("single", 5)
     after = watch(model, [*first, single, *second])
@@ -267,6 +292,24 @@ def test_no_history_leaks_from_one_scene_into_another(temporal):
     assert same(found[[0, 2, 5]], watch(model, first))
     assert same(found[[1, 4, 6]], watch(model, second))
     assert same(found[3], alone(model, single))
+
+
+def test_what_was_seen_several_frames_ago_is_recalled():
+    memory = BevMemory(2.0, (1, 3))
+    for k, now in enumerate(frame_poses(batch_of(*(frame(step=k) for k in range(6))))):
+        recalled = [None if seen is None else seen.bev for seen in memory.recall("lane", now)]
+        assert recalled == [k - step if k >= step else None for step in (1, 3)]
+        memory.keep("lane", SeenFrame(now, k))
+
+
+@torch.no_grad()
+def test_every_earlier_view_counts():
+    model = make_model(temporal="convolution", history_steps=(1, 3))
+    signals, still = torch.zeros(1, 18), (torch.zeros(1, 2), torch.zeros(1))
+    one, three, other = (PastView(torch.randn(1, 64, 32), *still) for _ in range(3))
+    found = [model.step(batch_of(frame()), signals, past)[1] for past in ([one, three], [one, other], [other, three])]
+    assert not same(found[0], found[1])
+    assert not same(found[0], found[2])
 
 
 def test_a_gap_in_time_begins_anew():
@@ -347,6 +390,8 @@ def test_settings_that_contradict_each_other():
         ({"spatial_points": 6}, "spatial_points = 6 must be a multiple of model.pillar_points = 4"),
         ({"queue_length": 0}, "queue_length must be at least 1"),
         ({"bev_shape": (0, 4)}, "bev_shape"),
+        ({"history_steps": (1, 2)}, r"attention looks at one view, model.history_steps \[1\], got \[1, 2\]"),
+        ({"history_steps": (3, 1), "temporal": "convolution"}, "history_steps must begin with 1 and rise"),
     ):
         with pytest.raises(ConfigError, match=words):
             replace(CONFIG, **changes)

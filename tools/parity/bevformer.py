@@ -13,9 +13,9 @@ from bevdet_core.config import BackboneConfig, BevFormerConfig
 from bevdet_core.convert import load_official
 from bevdet_core.convert.bevformer import BEVFORMER
 from bevdet_core.models import build_bevformer_head, build_model
-from bevdet_core.models.bevformer import BevFormerHead
+from bevdet_core.models.bevformer import BevFormerHead, PastView
 from bevdet_core.models.cameras import camera_features
-from bevdet_core.models.ego_motion import motion_of_signals
+from bevdet_core.models.ego_motion import EgoMotion, motion_of_signals
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions
 
 from . import common, mmdet
@@ -158,9 +158,9 @@ def run_head(config: BevFormerConfig, head: BevFormerHead, inputs: Mapping[str, 
         lidar2img = torch.from_numpy(inputs[f"{frame}/lidar2img"])
         # In double precision, as the release computes the shift.
         motion = motion_of_signals(torch.from_numpy(inputs[f"{frame}/can_bus"]).double())
-        previous = bev
+        past = _past(bev, motion)
         with torch.set_grad_enabled(k == chosen):
-            bev = head.encode(features, lidar2img, (height, width), motion, previous)
+            bev = head.encode(features, lidar2img, (height, width), motion.signals, past)
             predictions = head(bev)
         out |= _frame_outputs(frame, bev, predictions)
         out[f"{frame}/shift"] = (motion.shift / torch.tensor(head.grid.extent)).numpy()
@@ -168,8 +168,8 @@ def run_head(config: BevFormerConfig, head: BevFormerHead, inputs: Mapping[str, 
             locations, visible = head.grid.seen(lidar2img, (height, width))
             out[f"{frame}/bev_mask"] = visible.numpy()
             out[f"{frame}/reference_points_cam"] = locations.where(visible[..., None], 0.0).numpy()
-            if previous is not None:
-                out[f"{frame}/prev_bev_rotated_sum"] = head.align(previous, motion).bev.sum(-1).numpy()
+            if past:
+                out[f"{frame}/prev_bev_rotated_sum"] = head.align(past[0]).bev.sum(-1).numpy()
             out |= loss_outputs(config, predictions, inputs) | detections(config, predictions)
         bev = bev.detach()
     return out
@@ -209,7 +209,8 @@ def run_queue(config: BevFormerConfig, model: nn.Module, inputs: Mapping[str, np
         model.train(last)
         with torch.set_grad_enabled(last):
             features = camera_features(model.backbone, model.neck, batch, None)
-            bev = model.head.encode(features, batch.rig.lidar2img, size, motion, bev if linked else None)
+            past = _past(bev if linked else None, motion)
+            bev = model.head.encode(features, batch.rig.lidar2img, size, motion.signals, past)
     predictions = model.head(bev)
     return _frame_outputs("train", bev, predictions) | loss_outputs(config, predictions, inputs, "train/")
 
@@ -233,6 +234,11 @@ def _batch(inputs: Mapping[str, np.ndarray], images: np.ndarray, can_bus: np.nda
     rig = CameraRig(lidar2img, can_bus=torch.from_numpy(can_bus).double())
     pictures = torch.from_numpy(images)
     return ImageBatch(pictures, torch.tensor([height, width]).expand(*pictures.shape[:2], 2), rig)
+
+
+def _past(bev: Tensor | None, motion: EgoMotion) -> list[PastView]:
+    """The view of the frame before, if there is one."""
+    return [] if bev is None else [PastView(bev, motion.shift, motion.turn)]
 
 
 def _frame_outputs(frame: str, bev: Tensor, predictions: Predictions) -> dict[str, np.ndarray]:
