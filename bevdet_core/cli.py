@@ -315,7 +315,7 @@ def _add_precision(parser: argparse.ArgumentParser) -> None:
     from .config import Precision
 
     text = "no: float32 (default); bf16, fp16: faster where the hardware has them; auto: bf16 there, float32 elsewhere"
-    parser.add_argument("--precision", choices=get_args(Precision), default="no", help=text)
+    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=text)
 
 
 def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

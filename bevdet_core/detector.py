@@ -36,7 +36,7 @@ class Detector:
     """
 
     def __init__(
-        self, model: nn.Module, config: Config, class_names: Sequence[str], precision: Precision = "no"
+        self, model: nn.Module, config: Config, class_names: Sequence[str], precision: Precision = "fp32"
     ) -> None:
         self.model = model
         self.config = config
@@ -49,7 +49,7 @@ class Detector:
         source: str | Path,
         device: str | torch.device | None = None,
         overrides: Mapping[str, Any] | None = None,
-        precision: Precision = "no",
+        precision: Precision = "fp32",
     ) -> Detector:
         """A detector from a checkpoint, from a run folder, or untrained from a configuration file.
 
@@ -57,7 +57,7 @@ class Detector:
             source: a `.safetensors` file, a folder that `bevdet train` wrote, or a `.yaml` file.
             device: where it runs; default: the GPU if there is one.
             overrides: dotted settings that replace those it was trained with, such as {"data.root": "/data"}.
-            precision: what it computes with: "no" is float32; "bf16" and "fp16" are faster where the hardware has
+            precision: what it computes with: "fp32" is float32; "bf16" and "fp16" are faster where the hardware has
                 them, and differ in the third digit; "auto" is bf16 there and float32 elsewhere.
 
         Raises:

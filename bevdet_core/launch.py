@@ -50,7 +50,7 @@ def start(settings: TrainConfig | None = None) -> Accelerator:
             f"--nproc_per_node {gpus} at most"
         )
     try:
-        precision = resolve("no" if settings is None else settings.precision, "train.precision")
+        precision = resolve("fp32" if settings is None else settings.precision, "train.precision")
     except ValueError as error:
         raise LaunchError(str(error)) from None
     if AcceleratorState._shared_state:  # of an earlier run in this process, whose precision may have been another one
@@ -61,7 +61,7 @@ def start(settings: TrainConfig | None = None) -> Accelerator:
     warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")  # costs one copy
     accelerator = Accelerator(
         cpu=not gpus,  # and on no other device: the operator has kernels for these two
-        mixed_precision=precision,
+        mixed_precision="no" if precision == "fp32" else precision,  # as accelerate calls it
         kwargs_handlers=[parallel],
     )
     return accelerator

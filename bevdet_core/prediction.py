@@ -76,7 +76,7 @@ def draw_samples(
     threshold: float,
     frames: Path | None = None,
     overrides: Mapping[str, Any] | None = None,
-    precision: Precision = "no",
+    precision: Precision = "fp32",
 ) -> None:
     """Draw validation samples: with their truth from a configuration, with predictions beside it from a checkpoint.
 
@@ -113,7 +113,7 @@ def render_scene(
     threshold: float = 0.3,
     width: int | None = None,
     overrides: Mapping[str, Any] | None = None,
-    precision: Precision = "no",
+    precision: Precision = "fp32",
 ) -> Path:
     """Render one scene of the validation split as a film or as a recording for rerun, with the paths of all objects.
 

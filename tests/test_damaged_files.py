@@ -34,7 +34,7 @@ CONFIG = {
         **{"pixels": {"mean": [1.0, 2.0, 3.0]}, "pc_range": [-9.0, -9, -2, 9, 9, 2], "perspective": True},
     },
     "data": {"name": "nuscenes", "root": "x", "input_size": [32, 64], "augment": {"flip": 0.5}, "classes": ["car"]},
-    "train": {"lr_factors": {"backbone": 0.1}, "milestones": [3], "precision": "no", "epochs": 3},
+    "train": {"lr_factors": {"backbone": 0.1}, "milestones": [3], "precision": "fp32", "epochs": 3},
 }
 
 

@@ -136,16 +136,16 @@ def test_a_plain_image_is_refused_by_a_detector_of_rig_frames() -> None:
 def test_precision(tmp_path: Path) -> None:
     file = tmp_path / "model.safetensors"
     checkpoint.save(file, tiny.detector("deformable_detr").checkpoint())
-    whole, half = (Detector.load(file, "cpu", precision=kind).predict(picture()) for kind in ("no", "bf16"))
+    whole, half = (Detector.load(file, "cpu", precision=kind).predict(picture()) for kind in ("fp32", "bf16"))
     assert half.scores.dtype == half.boxes.dtype == torch.float32
     assert not torch.equal(whole.scores, half.scores)
     torch.testing.assert_close(whole.scores, half.scores, rtol=0.05, atol=0)
-    assert Detector.load(file, "cpu", precision="auto").precision in ("no", "bf16")
-    with pytest.raises(ValueError, match="precision must be no, bf16, fp16 or auto, got 'int8'"):
+    assert Detector.load(file, "cpu", precision="auto").precision in ("fp32", "bf16")
+    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16 or auto, got 'int8'"):
         Detector.load(file, "cpu", precision="int8")  # type: ignore[arg-type]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
 def test_fp16_needs_a_gpu() -> None:
-    with pytest.raises(ValueError, match="precision fp16 needs a GPU; on a CPU choose no, bf16 or auto"):
+    with pytest.raises(ValueError, match="precision fp16 needs a GPU; on a CPU choose fp32, bf16 or auto"):
         Detector(BrightestQuarter(), Config(DeformableDetrConfig(), CocoConfig()), ("cat",), "fp16")

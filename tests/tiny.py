@@ -34,7 +34,13 @@ MODELS: dict[str, dict[str, Any]] = {
     "detr3d_proposals": {**DETR3D, **PROPOSALS, "backbone": DEFORMABLE},
     "petr": PETR,
     "bevformer_alone": {**BEVFORMER, "queue_length": 1},
-    "bevformer_fusion": {**BEVFORMER, "temporal": "convolution", "history_steps": [1, 3]},
+    "bevformer_fusion": {
+        **BEVFORMER,
+        **PROPOSALS,
+        "temporal": "convolution",
+        "history_steps": [1, 3],
+        "num_bev_proposals": 4,
+    },
     "bevformer": BEVFORMER,
 }
 COCO = {"name": "coco", "short_side": 40, "long_side": 60}

@@ -211,7 +211,7 @@ def rig_frame(detector: Detector, number: int) -> ImageBatch:
 
 
 def bevformer_calls(
-    folder: Path, which: str, after_neck: bool = False, precision: Precision = "no"
+    folder: Path, which: str, after_neck: bool = False, precision: Precision = "fp32"
 ) -> dict[str, Callable[[], tuple[Tensor, ...]]]:
     """The second frame of a stream, for either model or for both; returns logits and boxes of all layers."""
     detector = Detector.load(folder / "bevformer.safetensors", "cpu")

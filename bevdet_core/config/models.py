@@ -36,4 +36,3 @@ def queue_of(model: ModelConfig) -> Queue | None:
 def streams(model: ModelConfig) -> bool:
     """Whether a detector is to be trained on the frames of a scene one after the other."""
     return isinstance(model, BevFormerConfig) and model.queue_length > 1 and model.queue_learn == "stream"
-

@@ -12,6 +12,7 @@ POSITIVE = ("std", "resize", "scale", "history_gap")
 MAY_BE_ZERO = ("frozen_stages",)
 MOST_OFTEN = {  # upper bounds by the end of a setting's name; of other whole numbers `MOST`
     **{"_layers": 100, "_levels": 16, "_cameras": 100, "_points": 64, "_stages": 4, "depth": 1000, "queue_length": 100},
+    "history_steps": 100,
     **{"embed_dim": 8192, "num_heads": 8192, "width": 8192, "size_divisor": 4096, "stages": 8192, "bev_shape": 2000},
 }
 MOST = 100_000

@@ -127,6 +127,8 @@ class BevFormerConfig:
         score_threshold: detections below are dropped.
         perspective: see `Detr3dConfig`.
         num_proposals: likewise.
+        num_bev_proposals: queries beside them that start from the likeliest boxes which a dense head sees in the view,
+            and with it in the past. It learns beside the queries; no part of the published network.
         release_quirks: what official weights have learned to live with. The previous view is turned about cell (100,
             100) whatever its size, as if cells were squares, and shifted and turned by the motion of the ego's origin
             instead of the lidar's; the turn in degrees enters the network as a plain difference, which may pass 180.
@@ -164,11 +166,14 @@ class BevFormerConfig:
     score_threshold: float = 0.0
     perspective: bool = False
     num_proposals: int = 0
+    num_bev_proposals: int = 0
     release_quirks: bool = False
     loss: Detr3dLossConfig = field(default_factory=Detr3dLossConfig)
 
     def __post_init__(self) -> None:
         _check_proposals(self.num_proposals, self.perspective)
+        if self.num_bev_proposals < 0:
+            raise ConfigError(f"model.num_bev_proposals must not be negative, got {self.num_bev_proposals}")
         if min(self.bev_shape) < 1:
             raise ConfigError(f"model.bev_shape must be (rows, columns) of at least 1, got {list(self.bev_shape)}")
         if self.queue_length < 1:

@@ -7,8 +7,8 @@ from typing import Literal
 
 from .errors import ConfigError
 
-Precision = Literal["no", "bf16", "fp16", "auto"]
-""""no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it."""
+Precision = Literal["fp32", "bf16", "fp16", "auto"]
+""""fp32" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class TrainConfig:
         ema: decay of the moving average of the weights, which is what is evaluated and kept; 0 keeps the last weights.
         activation_checkpointing: compute the inside of residual blocks and transformer layers again in the backward
             pass instead of keeping it: much less memory, about a third more time.
-        precision: "no" is float32; "bf16" and "fp16" use autocast; "auto" is bf16 where the hardware computes with it.
+        precision: "fp32", or autocast to "bf16" or "fp16"; "auto" is bf16 where the hardware has units for it.
         deterministic: compute with algorithms that give the same bits in every run on the same machine, which may be
             slower.
         seed: of the initial weights, the order of the samples and their augmentation.
@@ -56,7 +56,7 @@ class TrainConfig:
     milestones: tuple[int, ...] = ()
     ema: float = 0.0
     activation_checkpointing: bool = False
-    precision: Precision = "no"
+    precision: Precision = "fp32"
     deterministic: bool = False
     seed: int = 0
     log_steps: int = 10

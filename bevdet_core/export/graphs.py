@@ -64,7 +64,7 @@ class Graph(nn.Module):
     @property
     def ranked(self) -> bool:
         """Whether queries start at places that are chosen by rank, so that their order hangs on the last digit."""
-        return bool(getattr(self.config.model, "two_stage", False) or getattr(self.config.model, "num_proposals", 0))
+        return any(getattr(self.config.model, name, 0) for name in ("two_stage", "num_proposals", "num_bev_proposals"))
 
     def examples(self, batch_size: int) -> dict[str, Tensor]:
         """Random input, the same for the same batch size."""

@@ -23,6 +23,7 @@ from ..config import (
 from ..losses import BoxL1Loss, CardinalityError, ClassError, FocalLoss, GIoULoss, SetCriterion, SoftmaxLoss
 from ..matching import BoxL1Cost, FocalClassCost, GIoUCost, HungarianMatcher, SoftmaxClassCost
 from ..weights import read_weights
+from .bev_boxes import BevBoxHead
 from .bevformer import BevFormer, BevFormerHead
 from .deformable_detr import DeformableDetr, LearnedQueries
 from .deformable_transformer import DeformableDecoder, DeformableDecoderLayer, DeformableEncoder
@@ -64,7 +65,10 @@ def build_model(config: ModelConfig, num_classes: int, pretrained: bool = True) 
     if isinstance(config, BevFormerConfig):
         bev_head = build_bevformer_head(config, num_classes)
         past = (config.history, config.history_gap, config.release_quirks)
-        return BevFormer(backbone, neck, bev_head, *past, build_perspective(config, num_classes), *limits)
+        boxes = None
+        if config.num_bev_proposals:
+            boxes = BevBoxHead(config.embed_dim, num_classes, bev_head.grid, config.num_bev_proposals)
+        return BevFormer(backbone, neck, bev_head, *past, boxes, build_perspective(config, num_classes), *limits)
     head = build_detr3d_head(config, num_classes)
     return Detr3d(backbone, neck, head, build_perspective(config, num_classes), *limits)
 
@@ -178,7 +182,7 @@ def build_bevformer_head(config: BevFormerConfig, num_classes: int) -> BevFormer
         num_levels=config.num_levels,
         embed_dim=config.embed_dim,
         num_queries=config.num_queries,
-        num_proposals=config.num_proposals,
+        num_proposals=config.num_proposals + config.num_bev_proposals,
         encoder_layers=config.encoder_layers,
         decoder_layers=config.decoder_layers,
         num_heads=config.num_heads,

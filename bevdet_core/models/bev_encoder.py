@@ -40,6 +40,14 @@ class BevGrid(nn.Module):
         self.register_buffer("centres", centres, persistent=False)  # [H W, 2] (x, y) in [0, 1] of the grid
         self.register_buffer("pillars", pillars.reshape(-1, 3), persistent=False)  # [H W Z, 3] metres
 
+    def metres(self) -> Tensor:
+        """The centres of the cells [H W, 2], (x, y) in the lidar frame."""
+        return (self.centres - self.centres.new_tensor(self.origin)) * self.centres.new_tensor(self.extent)
+
+    def fractions(self, points: Tensor) -> Tensor:
+        """Points [..., 2], (x, y) in the lidar frame, as fractions of the grid."""
+        return points / points.new_tensor(self.extent) + points.new_tensor(self.origin)
+
     def seen(
         self,
         lidar2img: Tensor,  # [B, N, 4, 4]
@@ -74,7 +82,6 @@ class BevGrid(nn.Module):
         # Not take_along_dim, which would fix an exported graph's batch size.
         return bev.gather(1, index.expand(-1, -1, bev.shape[-1])) * inside[..., None]
 
-
     def places_before(self, shift: Tensor, turn: Tensor) -> Tensor:
         """Where the cells lie in the view of an earlier frame: [B, H W, 2] (x, y) in [0, 1] of it.
 
@@ -82,10 +89,9 @@ class BevGrid(nn.Module):
             shift: [B, 2] metres, see `EgoMotion`.
             turn: [B] radians, likewise.
         """
-        extent, origin = self.centres.new_tensor(self.extent), self.centres.new_tensor(self.origin)
-        x, y = ((self.centres - origin) * extent + shift[:, None]).unbind(-1)  # [B, H W] each
+        x, y = (self.metres() + shift[:, None]).unbind(-1)  # [B, H W] each
         cos, sin = turn.cos()[:, None], turn.sin()[:, None]
-        return torch.stack([cos * x - sin * y, sin * x + cos * y], -1) / extent + origin
+        return self.fractions(torch.stack([cos * x - sin * y, sin * x + cos * y], -1))
 
 
 @dataclass
@@ -98,7 +104,10 @@ class PreviousView:
 
 
 class BevEncoderLayer(nn.Module):
-    """Temporal self-attention, spatial cross-attention and feed-forward layer, each followed by a LayerNorm."""
+    """Temporal self-attention, spatial cross-attention and feed-forward layer, each followed by a LayerNorm.
+
+    With no `temporal_points`, without the first.
+    """
 
     def __init__(
         self,
@@ -111,18 +120,23 @@ class BevEncoderLayer(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.temporal_attention = TemporalSelfAttention(dim, num_heads, temporal_points, dropout)
+        self.temporal_attention = None
+        if temporal_points:
+            self.temporal_attention = TemporalSelfAttention(dim, num_heads, temporal_points, dropout)
+            self.norm1 = nn.LayerNorm(dim)
         self.spatial_attention = SpatialCrossAttention(dim, num_heads, num_levels, spatial_points, dropout)
         self.ffn = FeedForward(dim, ffn_dim, dropout)
-        self.norm1, self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm2, self.norm3 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
         xavier_init(self.ffn)
-        self.temporal_attention.init_weights()
+        if self.temporal_attention is not None:
+            self.temporal_attention.init_weights()
         self.spatial_attention.init_weights()
 
     def forward(self, query: Tensor, temporal: tuple, spatial: tuple) -> Tensor:
         """Cells [B, H W, D] -> cells; the rest are the arguments of the attentions after the query."""
-        query = self.norm1(query + self.temporal_attention(query, *temporal))
+        if self.temporal_attention is not None:
+            query = self.norm1(query + self.temporal_attention(query, *temporal))
         query = self.norm2(query + self.spatial_attention(query, *spatial))
         return self.norm3(query + self.dropout(self.ffn(query)))
 

@@ -34,9 +34,7 @@ class BevMemory:
         strict: a frame that does not come after the one before is an error; otherwise its lane begins anew.
     """
 
-    def __init__(
-        self, max_gap: float, steps: Sequence[int] = (1,), spare_lanes: int = 0, strict: bool = True
-    ) -> None:
+    def __init__(self, max_gap: float, steps: Sequence[int] = (1,), spare_lanes: int = 0, strict: bool = True) -> None:
         self.max_gap, self.steps, self.spare_lanes, self.strict = max_gap, tuple(steps), spare_lanes, strict
         self._lanes: dict[Hashable, list[SeenFrame]] = {}  # newest frame first; the lane that was used last at the end
 
@@ -118,4 +116,3 @@ def rounds(lanes: Sequence[Hashable]) -> list[list[int]]:
             out.append([])
         out[turn].append(position)
     return out
-

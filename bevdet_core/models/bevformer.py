@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..structures import ImageBatch, Predictions
+from .bev_boxes import BevBoxHead
 from .bev_encoder import BevEncoder, BevEncoderLayer, BevGrid, PreviousView
 from .bev_fusion import BevFusion, PlacedView
 from .bev_memory import BevMemory, SeenFrame, rounds
@@ -90,10 +91,11 @@ class BevFormerHead(BoxQueryHead):
         self.num_cameras, self.num_levels = num_cameras, num_levels
         rows, columns = bev_shape
         self.grid = BevGrid(bev_shape, pc_range, pillar_points)
+        points = (spatial_points, 0 if fused_views else temporal_points)
         self.encoder = BevEncoder(
             self.grid,
             [
-                BevEncoderLayer(embed_dim, num_heads, num_levels, spatial_points, temporal_points, ffn_dim, dropout)
+                BevEncoderLayer(embed_dim, num_heads, num_levels, *points, ffn_dim, dropout)
                 for _ in range(encoder_layers)
             ],
         )
@@ -176,6 +178,7 @@ class BevFormer(RigDetector):
         history: the earlier frames that one looks back at, in steps before it; without any it stands alone.
         max_gap: a frame that came more than this many seconds before the next one is no history.
         release_quirks: see `config.BevFormerConfig`.
+        bev_boxes: reads the view too, see `BevBoxHead`. None: nothing does.
         *others: the further arguments of `RigDetector`.
     """
 
@@ -189,9 +192,11 @@ class BevFormer(RigDetector):
         history: Sequence[int] = (1,),
         max_gap: float = 2.0,
         release_quirks: bool = False,
+        bev_boxes: BevBoxHead | None = None,
         *others: Any,
     ) -> None:
         super().__init__(backbone, neck, head, *others)
+        self.bev_boxes = bev_boxes
         self.history, self.max_gap, self.release_quirks = tuple(history), max_gap, release_quirks
 
     def new_memory(self) -> BevMemory | None:
@@ -251,8 +256,10 @@ class BevFormer(RigDetector):
         features = camera_features(self.backbone, self.neck, batch, rig.shown)
         cells = look(self.perspective, features[0], batch, rig)
         bev = encode(features)
-        predictions = self.head(bev, None if cells is None else cells.proposals)
-        return self.with_cells(predictions, cells, batch), bev
+        bev_cells = None if self.bev_boxes is None else self.bev_boxes(bev)
+        proposals = [None if c is None else c.proposals for c in (cells, bev_cells)]
+        predictions = self.head(bev, Proposals.joined(proposals))
+        return self.with_cells(predictions, batch, perspective=cells, bev=bev_cells), bev
 
     @torch.no_grad()
     def look_back(self, history: ImageBatch, memory: BevMemory) -> None:

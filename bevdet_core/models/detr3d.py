@@ -166,7 +166,7 @@ class Detr3d(RigDetector):
         features = camera_features(self.backbone, self.neck, batch, rig.shown)
         cells = look(self.perspective, features[0], batch, rig)
         predictions = self.read(features, batch, rig, None if cells is None else cells.proposals)
-        return self.with_cells(predictions, cells, batch)
+        return self.with_cells(predictions, batch, perspective=cells)
 
     def read(
         self, features: Sequence[Tensor], batch: ImageBatch, rig: CameraRig, proposals: Proposals | None

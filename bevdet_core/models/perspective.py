@@ -8,7 +8,6 @@ the queries' boxes, so the same losses apply.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,67 +15,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..geometry import inverse_projection, project_points
-from ..structures import CameraRig, ImageBatch, PairedQueries, Targets
+from ..structures import CameraRig, ImageBatch, Targets
+from .cells import Cells, nearest_cells
 from .heads import set_class_prior
-from .query_head import Proposals
 
 START_DEPTH = 15.0  # metres; what an untrained head answers
 
 
 @dataclass
-class Cells:
+class PerspectiveCells(Cells):
     """What every cell of the cameras' feature maps says about the object whose centre it shows."""
 
-    logits: Tensor  # [B, N, H, W, C]
-    codes: Tensor  # [B, N, H, W, 10] box codes in the lidar frame
     lidar2img: Tensor  # [B, N, 4, 4]
     stride: float  # pixels from cell to cell
-    hidden: Tensor | None  # [B, N] bool, cameras that gave no image; None: no such one
-    features: Tensor  # [B, N, H, W, D] what they say it from
-    num_proposals: int = 0  # queries that start here
 
-    @property
-    def proposals(self) -> Proposals | None:
-        """What queries start from; None where none does."""
-        return self.best(self.num_proposals) if self.num_proposals else None
-
-    def paired(self, targets: Sequence[Targets]) -> PairedQueries:
-        """The cells as queries; a target belongs to the four cells nearest to its centre in each camera."""
-        B, N, H, W, _ = self.logits.shape
-        cells, owners = zip(
-            *(
-                _cells(t, m, (H, W), self.stride, None if self.hidden is None else self.hidden[b])
-                for b, (t, m) in enumerate(zip(targets, self.lidar2img, strict=True))
-            ),
-            strict=True,
-        )
-        return PairedQueries(
-            self.logits.reshape(1, B * N * H * W, -1),
-            self.codes.reshape(1, B * N * H * W, -1),
-            Targets(
-                torch.cat([t.labels[owner] for t, owner in zip(targets, owners, strict=True)]),
-                torch.cat([t.boxes[owner] for t, owner in zip(targets, owners, strict=True)]),
-            ),
-            torch.cat([cell + b * N * H * W for b, cell in enumerate(cells)]),
-        )
-
-    def best(self, count: int) -> Proposals:
-        """The likeliest objects of each frame, of neighbouring cells the likeliest.
-
-        Fewer cells than `count` are repeated.
-        """
-        logits = self.logits.detach().float()
-        scores = logits.amax(-1)  # [B, N, H, W]
-        peak = scores == F.max_pool2d(scores, 3, 1, 1)
-        shown = peak if self.hidden is None else peak & ~self.hidden[:, :, None, None]
-        ranked = scores.masked_fill(~shown, -torch.inf).flatten(1).sort(descending=True, stable=True).indices
-        chosen = ranked[:, torch.arange(count, device=ranked.device) % ranked.shape[1]]
-
-        def picked(cells: Tensor) -> Tensor:
-            # Not take_along_dim, which would fix an exported graph's batch size.
-            return cells.flatten(1, 3).gather(1, chosen[..., None].expand(-1, -1, cells.shape[-1]))
-
-        return Proposals(picked(self.codes.detach()), picked(logits), picked(self.features).float())
+    def owners(self, frame: int, targets: Targets) -> tuple[Tensor, Tensor]:
+        """The four cells nearest to the centre of a target in each camera; the nearest target has a shared one."""
+        pixels, depth = project_points(targets.boxes[None, :, :3], self.lidar2img[frame, None])
+        shown = depth[0] > 0.5
+        if self.hidden is not None:
+            shown &= ~self.hidden[frame, :, None]
+        H, W = self.logits.shape[2:4]
+        return nearest_cells(pixels[0] / self.stride, shown, depth[0], (H, W))
 
 
 class PerspectiveHead(nn.Module):
@@ -104,7 +64,7 @@ class PerspectiveHead(nn.Module):
         lidar2img: Tensor,  # [B, N, 4, 4]
         image_size: tuple[int, int],  # (height, width) of the padded images
         hidden: Tensor | None = None,  # [B, N] bool, cameras that gave no image; None: no such one
-    ) -> Cells:
+    ) -> PerspectiveCells:
         """What every cell says."""
         B, N, _, _, W = features.shape
         stride = image_size[1] / W
@@ -114,7 +74,7 @@ class PerspectiveHead(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             codes = self._codes(answers.float(), lidar2img, stride)
         seen = x.unflatten(0, (B, N)).permute(0, 1, 3, 4, 2)
-        return Cells(logits, codes, lidar2img, stride, hidden, seen, self.num_proposals)
+        return PerspectiveCells(logits, codes, seen, hidden, self.num_proposals, lidar2img, stride)
 
     def _codes(self, answers: Tensor, lidar2img: Tensor, stride: float) -> Tensor:
         """What the cells answer [B, N, H, W, 10], as box codes in the lidar frame."""
@@ -135,32 +95,8 @@ class PerspectiveHead(nn.Module):
         return torch.stack([x, y, w, l, z, h, yaw_sin, yaw_cos, vx, vy], -1)
 
 
-def look(head: PerspectiveHead | None, features: Tensor, batch: ImageBatch, rig: CameraRig) -> Cells | None:
+def look(head: PerspectiveHead | None, features: Tensor, batch: ImageBatch, rig: CameraRig) -> PerspectiveCells | None:
     """What the cells of a feature map say, where somebody asks: while training, or for queries that start there."""
     if head is None or not (head.training or head.num_proposals):
         return None
     return head(features, rig.lidar2img, (batch.images.shape[-2], batch.images.shape[-1]), rig.hidden)
-
-
-def _cells(
-    targets: Targets, lidar2img: Tensor, shape: tuple[int, int], stride: float, hidden: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """The cells of one frame that a target belongs to, in (camera, row, column) order, and the target of each.
-
-    Where several targets share a cell, it belongs to the nearest.
-    """
-    H, W = shape
-    pixels, depth = project_points(targets.boxes[None, :, :3], lidar2img[None])
-    depth = depth[0, :, :, None].expand(-1, -1, 4)  # [N, n, 4]
-    corner = (pixels[0] / stride - 0.5).floor()  # [N, n, 2] the upper left of the four cells around the centre
-    x = corner[..., :1] + corner.new_tensor([0, 1, 0, 1])
-    y = corner[..., 1:] + corner.new_tensor([0, 0, 1, 1])
-    inside = (x >= 0) & (x < W) & (y >= 0) & (y < H) & (depth > 0.5)
-    if hidden is not None:
-        inside &= ~hidden[:, None, None]
-    camera, owner, _ = inside.nonzero(as_tuple=True)
-    cell = (camera * H + y[inside].long()) * W + x[inside].long()
-    nearest = depth.new_full((len(lidar2img) * H * W,), torch.inf)
-    nearest = nearest.scatter_reduce(0, cell, depth[inside], "amin")
-    first = depth[inside] == nearest[cell]
-    return cell[first], owner[first]

@@ -43,6 +43,12 @@ class Proposals:
     logits: Tensor  # [B, K, C]
     features: Tensor  # [B, K, D] what they were seen by
 
+    @staticmethod
+    def joined(proposals: Sequence[Proposals | None]) -> Proposals | None:
+        """Those of several sources; None where there are none."""
+        found = [(p.codes, p.logits, p.features) for p in proposals if p is not None]
+        return Proposals(*(torch.cat(parts, 1) for parts in zip(*found, strict=True))) if found else None
+
 
 class BoxQueryHead(nn.Module):
     """Queries with a 3D reference point each, which every layer of a decoder moves (DETR3D, BEVFormer).

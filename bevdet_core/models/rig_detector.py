@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from .. import boxes3d
 from ..structures import ImageBatch, Predictions
+from .cells import Cells
 from .heads import top_predictions
-from .perspective import Cells, PerspectiveHead
+from .perspective import PerspectiveHead
 
 
 class RigDetector(nn.Module):
@@ -41,10 +42,10 @@ class RigDetector(nn.Module):
         self.post_center_range = tuple(post_center_range)
         self.max_detections, self.score_threshold = max_detections, score_threshold
 
-    def with_cells(self, predictions: Predictions, cells: Cells | None, batch: ImageBatch) -> Predictions:
-        """The predictions; while training, what the cells say is learned from beside them."""
-        if cells is not None and self.training and batch.targets is not None:
-            predictions.paired = {"perspective": cells.paired(batch.targets)}
+    def with_cells(self, predictions: Predictions, batch: ImageBatch, **cells: Cells | None) -> Predictions:
+        """The predictions; while training, what the cells of maps say is learned from beside them."""
+        if self.training and batch.targets is not None:
+            predictions.paired = {name: c.paired(batch.targets) for name, c in cells.items() if c is not None}
         return predictions
 
     def decode(self, predictions: Predictions, batch: ImageBatch | None = None) -> list[tuple[Tensor, Tensor, Tensor]]:
