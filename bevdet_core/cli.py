@@ -152,8 +152,7 @@ def visualize(argv: list[str]) -> None:
 
 def convert(argv: list[str]) -> None:
     """Bring official weights into this library, and back"""
-    from .convert.box_code import CONVENTIONS
-    from .convert.release import BACKBONE, RELEASES
+    from .convert.names import BACKBONE, BOX_CONVENTIONS, RELEASES
 
     parser = _parser("convert", convert)
     parser.add_argument("checkpoint", type=Path, help="weights file, or a folder that transformers wrote")
@@ -165,7 +164,7 @@ def convert(argv: list[str]) -> None:
     parser.add_argument("--classes", type=Path, help="text file with the class names, one a line, in label order")
     parser.add_argument(
         "--box_convention",
-        choices=CONVENTIONS,
+        choices=BOX_CONVENTIONS,
         help="boxes of a 3D release: old (mmdet3d before 1.0: w, l, h and yaw = -ours - pi / 2), new (from 1.0 on: "
         "l, w, h and our yaw), mixed (new sizes, old yaw); default: old for detr3d, petr and bevformer; for mmdet3d "
         "what its projects have: new of DETR3D, mixed of PETR",
@@ -314,7 +313,7 @@ def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.Ar
 def _add_precision(parser: argparse.ArgumentParser) -> None:
     from .config import Precision
 
-    text = "no: float32 (default); bf16, fp16: faster where the hardware has them; auto: bf16 there, float32 elsewhere"
+    text = "default: fp32; bf16, fp16: faster where the hardware has units for them; auto: bf16 there, fp32 elsewhere"
     parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=text)
 
 

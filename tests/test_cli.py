@@ -1,6 +1,8 @@
 """The command line: what it does, and what it says when it cannot."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -29,6 +31,19 @@ def test_every_verb_explains_itself(verb, capsys):
         main([*verb, "--help"])
     assert end.value.code == 0
     assert "usage: bevdet" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [*([name, "--help"] for name in VERBS), ["completion", "bash"]], ids=" ".join)
+def test_help_loads_nothing_heavy(words):
+    """What a shell runs at its start, and a user to look a word up."""
+    code = (
+        "import sys\nfrom bevdet_core.cli import main\n"
+        f"try:\n    main({words})\nexcept SystemExit:\n    pass\n"
+        "found = {'torch', 'numpy', 'scipy', 'numba', 'matplotlib'} & sys.modules.keys()\n"
+        "print(sorted(found), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
 
 
 def test_all_settings_are_listed(capsys):

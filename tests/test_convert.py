@@ -8,8 +8,8 @@ import torch
 from bevdet_core import boxes3d
 from bevdet_core.checkpoint import CheckpointError
 from bevdet_core.config import BackboneConfig, Detr3dConfig
-from bevdet_core.convert import Layout, load_official
 from bevdet_core.convert.detr3d import DETR3D, turn_code
+from bevdet_core.convert.layout import Layout, load_official
 from bevdet_core.models import build_model
 
 CONFIG = Detr3dConfig(

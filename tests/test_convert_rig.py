@@ -20,12 +20,13 @@ from bevdet_core.config import (
     DetrConfig,
     PetrConfig,
 )
-from bevdet_core.convert import load_official
-from bevdet_core.convert.box_code import CONVENTIONS, recoder
+from bevdet_core.convert.box_code import recoder
 from bevdet_core.convert.detr3d import detr3d
+from bevdet_core.convert.layout import load_official
+from bevdet_core.convert.names import BOX_CONVENTIONS, RELEASES
 from bevdet_core.convert.nuscenes_names import RELEASE_CLASSES
 from bevdet_core.convert.petr import petr
-from bevdet_core.convert.release import layout_of, write_release
+from bevdet_core.convert.release import KINDS, layout_of, write_release
 from bevdet_core.models import build_backbone, build_model
 from bevdet_core.models.resnet import load_backbone_weights
 
@@ -123,7 +124,7 @@ def test_a_checkpoint_may_leave_repetitions_out_but_not_change_them():
         load_official(model, official | {"pts_bbox_head.cls_branches.1.6.bias": torch.ones(10)}, petr(2), "release")
 
 
-@pytest.mark.parametrize("convention", CONVENTIONS)
+@pytest.mark.parametrize("convention", BOX_CONVENTIONS)
 @pytest.mark.parametrize("config", [DETR3D, PETR])
 def test_weights_survive_the_way_there_and_back(config, convention):
     torch.manual_seed(0)
@@ -246,6 +247,19 @@ def test_the_convention_of_a_file_can_be_named(tmp_path: Path):
         detector = Detector.load(out, "cpu")
         assert torch.equal(detector.model.head.box_heads[0][4].weight, model.head.box_heads[0][4].weight) == same
     assert detector.class_names[0] == "bus"  # what the settings name goes before the release's order
+
+
+def test_settings_that_came_with_the_package_serve_anywhere(tmp_path: Path, monkeypatch, capsys):
+    """Also outside of a checkout; the order of the classes is looked up in the same file."""
+    monkeypatch.chdir(tmp_path)
+    write_release({"a": torch.ones(1)}, "petr", tmp_path / "official.pth")
+    command = ["convert", "official.pth", "--from", "petr", "--out", "out.safetensors"]
+    assert main([*command, "--config", "configs/nuscenes/petr_r50.yaml"]) == 1
+    assert "official.pth: keys that a PETR checkpoint does not have: a" in capsys.readouterr().err
+
+
+def test_the_names_of_releases_are_those_that_can_be_read():
+    assert tuple(KINDS) == RELEASES
 
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, capsys):

@@ -6,12 +6,15 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 from test_engine import SMALL
 
 from bevdet_core.cli import main
 from bevdet_core.config import CocoConfig, ConfigError, NuScenesConfig, load_config
 from bevdet_core.data import coco_index
+from bevdet_core.data.can_bus import CanBus
 from bevdet_core.data.coco import CocoDataset
 from bevdet_core.data.file_names import file_name, leaves_folder
 from bevdet_core.data.images import SampleError, read_image
@@ -113,6 +116,38 @@ def test_names_that_lead_out_of_their_folder(name, tmp_path, synthetic_copy, edi
     edit_table(synthetic_copy, "sample_data", lambda records: [record.update(filename=name) for record in records])
     with pytest.raises(SampleError, match="filename"):
         NuScenesDataset(NuScenesConfig(root=str(synthetic_copy), version="v1.0-mini"), "mini_train")
+
+
+def test_a_scene_whose_name_leads_out_of_the_can_bus_folder(tmp_path):
+    (tmp_path / "can_bus").mkdir()
+    (tmp_path / "x_pose.json").write_text("[]")
+    with pytest.raises(SampleError, match=r"the name of scene '\.\./x' leads out of .*can_bus"):
+        CanBus(tmp_path / "can_bus").signals("../x", 0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"id2label": {"7": "car"}},
+        {"id2label": [1, 2]},
+        {"num_labels": "many"},
+        {"d_model": "wide"},
+        {"d_model": -1},
+        {"backbone_config": [1]},
+        {"backbone_config": {"hidden_sizes": ["a", 1, 2, 3]}},
+        {"backbone_config": {"depths": [1]}},
+    ],
+    ids=str,
+)
+def test_settings_of_transformers_that_make_no_sense(settings, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    save_file({"a": torch.ones(1)}, tmp_path / "model.safetensors")
+    command = ["convert", str(tmp_path), "--from", "hf-detr", "--out", str(tmp_path / "out.safetensors")]
+    assert main(command) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("bevdet convert: ")
+    assert "Traceback" not in told
+    assert not (tmp_path / "out.safetensors").exists()
 
 
 def test_names_within_a_folder_stay_usable():

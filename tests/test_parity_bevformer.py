@@ -89,7 +89,7 @@ def computed(record):
 def loaded(record):
     from parity import bevformer
 
-    from bevdet_core.convert import load_official
+    from bevdet_core.convert.layout import load_official
 
     meta, _, state_dict = record
     config = bevformer.bevformer_config(meta["config"], torch.ones(10))

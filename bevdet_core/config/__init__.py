@@ -22,7 +22,7 @@ from .image_models import (
     DetrConfig,
     DetrLossConfig,
 )
-from .loading import Config, load_config, settings_parser
+from .loading import Config, load_config, read_settings, settings_parser
 from .models import MODELS, ModelConfig, Queue, RigModelConfig, queue_of, streams
 from .network import BackboneConfig, PixelConfig
 from .rig_models import BevFormerConfig, Detr3dConfig, Detr3dLossConfig, PetrConfig, Range3d
@@ -59,6 +59,7 @@ __all__ = [
     "TrainConfig",
     "load_config",
     "queue_of",
+    "read_settings",
     "settings_parser",
     "streams",
 ]

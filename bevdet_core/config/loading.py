@@ -58,7 +58,7 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
         ConfigError: a file that is missing or no YAML, an unknown name (with the nearest valid ones), a wrong value.
     """
     origin = "the settings" if isinstance(source, Mapping) else str(source)
-    tree = _plain(source) if isinstance(source, Mapping) else _read_yaml(Path(source))
+    tree = _plain(source) if isinstance(source, Mapping) else read_settings(Path(source))
     for name, value in (overrides or {}).items():
         _set(tree, name, _parsed(name, value) if isinstance(value, str) else value)
     types = {
@@ -88,7 +88,12 @@ def settings_parser(types: Mapping[str, type] | None = None):
     return parser
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_settings(path: Path) -> dict[str, Any]:
+    """What a YAML file says, unchecked; a file of this name that came with the package where there is no other.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
     try:
         tree = parse_yaml(read_text(_found(path)))
     except OSError as error:

@@ -9,12 +9,10 @@ they are; its mark is a mean orientation error near 1.57 rad, or scale errors fa
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, get_args
 
 from torch import Tensor
 
-BoxConvention = Literal["old", "new", "mixed"]
-CONVENTIONS: tuple[BoxConvention, ...] = get_args(BoxConvention)
+from .names import BoxConvention
 
 SIZES = (2, 3)  # places in the box code
 YAW = (6, 7)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .box_code import BoxConvention, recoder, turn_code
+from .box_code import recoder, turn_code
 from .layout import Layout
 from .mmcv import IMAGE_NETWORK, decoder_layer
+from .names import BoxConvention
 
 __all__ = ["DETR3D", "detr3d", "turn_code"]
 

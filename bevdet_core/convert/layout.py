@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError
+from ..checkpoint import CheckpointError, load_weights
 
 Rule = tuple[str, "str | tuple[str, ...]"]
 
@@ -137,3 +137,24 @@ def _rename(name: str, rules: Sequence[tuple[str, str]]) -> str | None:
 
 def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"))
+
+
+def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], layout: Layout, origin: str) -> None:
+    """Load an official state dict into a model of this library.
+
+    Batch counters of norms whose statistics are fixed have no place in either, and may be there or not. A tensor that
+    several layers share may be there once.
+
+    Raises:
+        CheckpointError: keys that the release does not have, that are missing, or whose shapes differ, each by name.
+    """
+    own = model.state_dict()
+    counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")}
+    try:
+        taken = layout.from_official(state_dict)
+    except CheckpointError as error:
+        raise CheckpointError(f"{origin}: {error}") from None
+    taken = {n: t for n, t in taken.items() if n in own or not n.endswith("num_batches_tracked")}
+    by_place = {own[name].data_ptr(): tensor for name, tensor in taken.items() if name in own}
+    shared = {name: by_place[t.data_ptr()] for name, t in own.items() if t.numel() and t.data_ptr() in by_place}
+    load_weights(model, counters | shared | taken, origin)

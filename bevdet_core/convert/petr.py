@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from .box_code import BoxConvention, recoder
+from .box_code import recoder
 from .layout import Layout
 from .mmcv import IMAGE_NETWORK, attention, decoder_layer
+from .names import BoxConvention
 
 _HEAD = "pts_bbox_head"
 _LAYER = f"{_HEAD}.transformer.decoder.layers.#"

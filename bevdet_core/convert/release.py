@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,24 +24,24 @@ from ..config import (
     ModelConfig,
     PetrConfig,
     load_config,
+    read_settings,
 )
 from ..documents import DocumentError, parse_json, read_text, shown
 from ..models import build_model
 from ..weights import read_weights
-from . import hf_config, infer, load_official
+from . import hf_config, infer
 from .bevformer import bevformer
-from .box_code import BoxConvention
 from .coco_names import COCO_91
 from .deformable_detr import deformable_detr, hf_deformable_detr
 from .detr import DETR, HF_DETR
 from .detr3d import detr3d
-from .layout import Layout
+from .layout import Layout, load_official
+from .names import BACKBONE, BoxConvention
 from .nuscenes_names import RELEASE_CLASSES
 from .petr import petr
 
-BACKBONE = "torchvision-resnet"
 # release -> (kinds of detectors, key under which its files hold the state dict)
-RELEASES: dict[str, tuple[tuple[type, ...], str | None]] = {
+KINDS: dict[str, tuple[tuple[type, ...], str | None]] = {
     "deformable-detr": ((DeformableDetrConfig,), "model"),
     "detr": ((DetrConfig,), "model"),
     "hf-deformable-detr": ((DeformableDetrConfig,), None),
@@ -76,7 +75,7 @@ def layout_of(release: str, config: ModelConfig, box_convention: BoxConvention |
     Raises:
         ConfigError: the release has no such detector, or its boxes no such convention.
     """
-    kinds = RELEASES[release][0]
+    kinds = KINDS[release][0]
     if not isinstance(config, kinds):
         names = " or a ".join(kind.__name__ for kind in kinds)
         raise ConfigError(f"{release} weights need a {names}, the settings are a {type(config).__name__}")
@@ -160,7 +159,7 @@ def write_release(state_dict: Mapping[str, Tensor], release: str, path: Path) ->
     if path.suffix == ".safetensors":
         save_file(tensors, path, metadata={"format": "pt"})
         return
-    wrapper = RELEASES[release][1]
+    wrapper = KINDS[release][1]
     torch.save(tensors if wrapper is None else {wrapper: tensors}, path)
 
 
@@ -240,13 +239,17 @@ def _settings(
     if release.startswith("hf-"):
         arguments = _hf_arguments(path)
         build = hf_config.deformable_detr_config if release == "hf-deformable-detr" else hf_config.detr_config
-        labels = arguments.get("id2label")
-        names = None
-        count = arguments.get("num_labels", 91)
-        if labels:
-            count = len(labels)
-            names = tuple(_unique(i, labels[str(i)]) for i in range(count))
-        return Config(build(arguments), CocoConfig()), count, names
+        try:
+            labels = arguments.get("id2label")
+            names = tuple(_unique(i, labels[str(i)]) for i in range(len(labels))) if labels else None
+            count = len(names) if names else int(arguments.get("num_labels", 91))
+            # Once more through the door that checks every type: nobody has looked at these numbers yet.
+            return load_config(Config(build(arguments), CocoConfig()).to_dict()), count, names
+        except ConfigError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            beside = path.parent / "config.json"
+            raise ConfigError(f"{beside}: no settings of such a detector: {type(error).__name__} {error}") from error
     if release in CONVENTIONS:
         raise ConfigError(
             f"{release} files do not tell their settings: name a configuration, such as --config FILE.yaml"
@@ -257,7 +260,7 @@ def _settings(
 
 def _names_classes(settings: Path) -> bool:
     """Whether a settings file names the classes itself; the default is the order of the data set."""
-    return "classes" in (yaml.safe_load(settings.read_text()).get("data") or {})
+    return "classes" in (read_settings(settings).get("data") or {})
 
 
 def _hf_arguments(path: Path) -> dict[str, Any]:

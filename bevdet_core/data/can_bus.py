@@ -15,6 +15,7 @@ import numpy as np
 
 from ..documents import LARGE, DocumentError, is_integer, is_number, parse_json, read_text, shown
 from ..geometry import quaternion_to_matrix, yaw_of
+from .file_names import leaves_folder
 from .images import SampleError
 
 FIELDS = {"pos": 3, "orientation": 4, "accel": 3, "rotation_rate": 3, "vel": 3}  # in the order of the 18 numbers
@@ -78,6 +79,8 @@ class CanBus:
         return out
 
     def _path(self, scene: str) -> Path:
+        if leaves_folder(f"{scene}_pose.json"):
+            raise SampleError(f"the name of scene {scene!r} leads out of {self.folder}")
         return self.folder / f"{scene}_pose.json"
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from bevdet_core.config import BackboneConfig, BevFormerConfig
-from bevdet_core.convert import load_official
 from bevdet_core.convert.bevformer import BEVFORMER
+from bevdet_core.convert.layout import load_official
 from bevdet_core.models import build_bevformer_head, build_model
 from bevdet_core.models.bevformer import BevFormerHead, PastView
 from bevdet_core.models.cameras import camera_features

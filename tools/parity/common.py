@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bevdet_core.convert import Layout
+from bevdet_core.convert.layout import Layout
 from bevdet_core.matching import Assignment
 
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bevdet_core import boxes3d
 from bevdet_core.config import BackboneConfig, Detr3dConfig
-from bevdet_core.convert import load_official
 from bevdet_core.convert.detr3d import DETR3D, turn_code
+from bevdet_core.convert.layout import load_official
 from bevdet_core.models import build_criterion, build_detr3d_head, build_model
 from bevdet_core.models.rig_detector import decode
 from bevdet_core.structures import CameraRig, ImageBatch, Predictions, Targets

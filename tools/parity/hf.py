@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bevdet_core.convert import Layout
 from bevdet_core.convert.deformable_detr import hf_deformable_detr
 from bevdet_core.convert.detr import HF_DETR
 from bevdet_core.convert.hf_config import deformable_detr_config, detr_config
+from bevdet_core.convert.layout import Layout
 from bevdet_core.convert.resnet import torchvision_resnet
 
 from . import images

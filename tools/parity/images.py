@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bevdet_core.config import DeformableDetrConfig, DetrConfig
-from bevdet_core.convert import Layout, load_official
+from bevdet_core.convert.layout import Layout, load_official
 from bevdet_core.losses import CardinalityError, ClassError, SetCriterion
 from bevdet_core.models import build_criterion, build_model
 from bevdet_core.structures import ImageBatch, Predictions, Targets
