@@ -52,6 +52,24 @@ def test_truncated_missing_and_foreign_files_are_named(tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ('{"format": 1', "damaged metadata: "),
+        ("[]", r"damaged metadata: checkpoint format \[\]; this version reads 1"),
+        ('{"format": 2}', "checkpoint format 2; this version reads 1"),
+        ('{"format": 1, "config": 3}', "no config, or of the wrong kind: 3"),
+        ('{"format": 1, "config": {}, "class_names": ["car"]}', "no progress, or of the wrong kind: None"),
+        ('{"format": 1, "config": {}, "class_names": [], "progress": {}}', r"one or more texts, got \[\]"),
+        ('{"format": 1, "config": {}, "class_names": ["car", 3], "progress": {}}', r"texts, got \['car', 3\]"),
+    ],
+)
+def test_what_is_wrong_with_the_settings_in_a_file_is_named(tmp_path, metadata, message):
+    save_file({"x": torch.ones(1)}, tmp_path / "a.safetensors", {checkpoint.KEY: metadata})
+    with pytest.raises(CheckpointError, match=rf"a\.safetensors: .*{message}"):
+        checkpoint.load(tmp_path / "a.safetensors")
+
+
 def test_weights_of_another_model_are_refused_by_name():
     model = nn.Linear(3, 2)
     before = model.weight.clone()

@@ -99,6 +99,20 @@ def test_wrong_settings_and_files_end_in_one_line(small, tmp_path, capsys):
             assert word in told, (word, told)
 
 
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [("train", "interrupted; --resume goes on from the last checkpoint"), ("evaluate", "interrupted")],
+)
+def test_ctrl_c_ends_in_one_line(verb, told, monkeypatch, capsys):
+    def interrupted(argv):
+        """Be stopped"""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, verb, interrupted)
+    assert run(verb) == 130
+    assert capsys.readouterr().err == f"\nbevdet {verb}: {told}\n"
+
+
 def test_an_override_without_a_value(small, capsys):
     assert run("train", small, "--train.lr") == 2
     assert "--train.lr needs a value" in capsys.readouterr().err

@@ -102,6 +102,12 @@ def test_misfits_are_named(model):
         DETR3D.to_official({"encoder": torch.ones(1)})
 
 
+def test_a_part_that_is_missing_is_named():
+    layout = Layout("Example", [("layers.#.qkv.weight", ("block.#.q", "block.#.k", "block.#.v"))])
+    with pytest.raises(CheckpointError, match=r"an? Example checkpoint must have: block\.7\.q, block\.7\.v$"):
+        layout.from_official({"block.7.k": torch.ones(1)})
+
+
 def test_rules_are_exact():
     layout = Layout("Example", [("layers.#.*", "blocks.#.body.*"), ("first.weight", "embed")], {}, ["*.steps"])
     one = torch.ones(1)

@@ -40,6 +40,8 @@ def test_a_timm_backbone_returns_what_the_levels_need():
         ({"activation_function": "gelu"}, "activation_function = 'gelu'"),
         ({"backbone": "convnext_tiny"}, "backbone 'convnext_tiny'"),
         ({"encoder_ffn_dim": 8}, "encoder_ffn_dim = 8"),
+        ({"position_embedding_type": "rope"}, "position_embedding_type = 'rope' is not supported, only 'sine' and"),
+        ({"backbone_config": RESNET | {"model_type": "swin"}}, "a backbone of type 'swin' is not supported, only Res"),
     ],
 )
 def test_settings_that_our_detectors_do_not_have_are_named(arguments, message: str):

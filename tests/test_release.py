@@ -84,6 +84,10 @@ def test_the_release_repeats_heads_that_its_decoder_uses():
             r"queries.reference_points.bias: shape \(3,\), the model has \(2,\)",
         ),
         (lambda w: w.pop("backbone.0.body.layer2.1.conv1.weight"), "backbone.layer2.1.conv1.weight: missing"),
+        (
+            lambda w: [w.pop(key) for key in list(w) if ".layer3.1." in key],
+            r"a backbone with \(2, 2, 1, 2\) blocks in its stages is no ResNet-18",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(edit, message: str, tmp_path: Path, capsys):
@@ -145,3 +149,51 @@ def test_commands_that_cannot_be_carried_out(words, status: int, message: str, t
     checkpoints.save(file, Checkpoint(model.state_dict(), Config(config, CocoConfig()).to_dict(), COCO_91))
     assert main(["convert", str(file), *words]) == status
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def detr_file(tmp_path_factory) -> Path:
+    """A file of the DETR release."""
+    config = MODELS["detr"]
+    saved = Checkpoint(build_model(config, 91).state_dict(), Config(config, CocoConfig()).to_dict(), COCO_91)
+    path = tmp_path_factory.mktemp("release") / "official.pth"
+    write_release(to_release(saved, "detr"), "detr", path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "words", "message"),
+    [
+        (
+            {"names.txt": "cat\ndog\n"},
+            ["official.pth", "--from", "detr", "--classes", "names.txt"],
+            "official.pth tells 91 classes apart, but 2 class names are given",
+        ),
+        (
+            {"detr.yaml": "model: {name: detr}\ndata: {name: coco}"},
+            ["official.pth", "--from", "detr", "--config", "detr.yaml"],
+            "detr.yaml: data.classes must name the classes of official.pth, in the order of its labels",
+        ),
+        (
+            {},
+            ["official.pth", "--from", "torchvision-resnet"],
+            "official.pth: no ResNet with torchvision's names: it has no 'conv1' or 'layer4'",
+        ),
+        (
+            {"folder/readme.txt": "weights come later"},
+            ["folder", "--from", "hf-detr"],
+            "folder: neither model.safetensors nor pytorch_model.bin in this folder",
+        ),
+        ({"config.json": "{"}, ["official.pth", "--from", "hf-detr"], "config.json: not a JSON file: Expecting"),
+        ({"config.json": "[1]"}, ["official.pth", "--from", "hf-detr"], "config.json: must be a JSON object, got [1]"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_named(detr_file, files, words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("official.pth").symlink_to(detr_file)
+    for name, text in files.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text)
+    assert main(["convert", *words, "--out", "ours.safetensors"]) == 1
+    assert message in capsys.readouterr().err
+    assert not Path("ours.safetensors").exists()

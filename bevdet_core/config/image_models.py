@@ -161,3 +161,5 @@ class DeformableDetrConfig:
     def __post_init__(self) -> None:
         if self.two_stage and not self.refine:
             raise ConfigError("model.two_stage needs model.refine: proposals are boxes that the decoder corrects")
+        if self.embed_dim % 32:
+            raise ConfigError(f"model.embed_dim of Deformable DETR must be a multiple of 32, got {self.embed_dim}")

@@ -6,7 +6,8 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 import yaml
 
@@ -33,6 +34,11 @@ class Config:
             raise ConfigError(
                 f"model.name {self.model.name!r} cannot learn from data.name {self.data.name!r}: 3D detectors need "
                 "nuscenes, 2D detectors coco"
+            )
+        if self.model.embed_dim % self.model.num_heads:
+            raise ConfigError(
+                f"model.embed_dim = {self.model.embed_dim} must be a multiple of model.num_heads = "
+                f"{self.model.num_heads}"
             )
         if streams(self.model) and isinstance(self.data, NuScenesConfig) and self.data.cbgs:
             raise ConfigError("model.queue_learn stream takes the frames of a scene in their order, data.cbgs does not")
@@ -149,6 +155,8 @@ def _check_names(tree: Any, kinds: Mapping[str, Any], origin: str, prefix: str =
                 raise ConfigError(f"{origin}: {prefix + name} must be a mapping of settings, got {value!r}")
             hints = get_type_hints(kinds[name])
             _check_names(value, {f.name: hints[f.name] for f in fields(kinds[name])}, origin, f"{prefix}{name}.")
+        elif value is None and NoneType not in get_args(kinds[name]):
+            raise ConfigError(f"{origin}: {prefix}{name} must have a value")
 
 
 def _nearest(name: str, valid: Mapping[str, Any], prefix: str = "") -> str:

@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from bevdet_core.config import CocoConfig, PixelConfig
 from bevdet_core.data import build_dataset, class_names
@@ -90,6 +92,17 @@ def test_images_and_boxes_of_a_small_set(root: Path) -> None:
     assert first.targets.boxes.tolist() == [[1, 2, 4, 6], [10.5, 2.25, 18.5, 11.25]]
     assert second.targets.boxes.shape == (0, 4)
     assert third.targets.boxes.tolist() == [[30, 20, 40, 30]]  # cut off at the border; the others have no area
+
+
+def test_an_index_cannot_name_files_outside_of_the_folder(root: Path) -> None:
+    path = CocoDataset(config(root)).index.path
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    columns = {name: column.copy() for name, column in load_file(path).items()}
+    columns["file_name"][:, :3] = list(b"../")
+    save_file(columns, path, metadata)
+    with pytest.raises(SampleError, match=rf"{path.name}: the file name '\.\./ng' leads out of the folder of the im"):
+        CocoDataset(config(root))[0]
 
 
 def test_images_without_boxes_may_be_left_out_of_training(root: Path) -> None:

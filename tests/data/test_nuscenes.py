@@ -146,6 +146,23 @@ def test_a_sample_with_a_broken_camera_record_is_named(synthetic_copy: Path, con
     assert NuScenesDataset(front, "mini_train")[1].token == token
 
 
+def test_a_frame_without_a_lidar_record_is_named(synthetic_copy: Path, config, edit_table: Callable) -> None:
+    config = replace(config, root=str(synthetic_copy))
+    token = NuScenesDataset(config, "mini_train").tokens[1]
+
+    def damage(records: list[dict]) -> None:
+        for record in records:
+            if record["sample_token"] == token and "LIDAR_TOP/" in record["filename"]:
+                record["is_key_frame"] = False
+
+    edit_table(synthetic_copy, "sample_data", damage)
+    with pytest.raises(SampleError, match=f"table sample, token '{token}': it has no complete LIDAR_TOP key frame"):
+        NuScenesDataset(config, "mini_train")
+    dataset = NuScenesDataset(replace(config, on_error="skip"), "mini_train")
+    with pytest.raises(SampleError, match=f"sample '{token}' has no complete lidar key frame in table sample_data"):
+        dataset[1]
+
+
 def test_missing_and_truncated_images_are_named_with_their_sample(synthetic_copy: Path, config) -> None:
     dataset = NuScenesDataset(replace(config, root=str(synthetic_copy)), "mini_train")
     row = int(dataset.rows[1])

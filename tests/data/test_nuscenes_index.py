@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from bevdet_core.config import NuScenesConfig
 from bevdet_core.data.images import SampleError
@@ -207,6 +209,59 @@ def test_a_broken_record_is_named_and_left_out(
     assert re.search(problem, named[0])
 
 
+@pytest.mark.parametrize(
+    ("table", "change", "left_out"),
+    [
+        (
+            "calibrated_sensor",
+            {"sensor_token": "gone"},
+            r"sample_data, token '\w+': the sensor 'gone' of its calibration is not in table sensor",
+        ),
+        (
+            "calibrated_sensor",
+            {"camera_intrinsic": []},
+            r"sample_data, token '\w+': its calibration '\w+' has no 3 x 3 camera_intrinsic",
+        ),
+        (
+            "calibrated_sensor",
+            {"camera_intrinsic": [[float("nan")] * 3] * 3},
+            r"sample_data, token '\w+': the camera_intrinsic of its calibration '\w+' is not finite",
+        ),
+        (
+            "calibrated_sensor",
+            {"translation": [1.0, 2.0]},
+            r"sample_data, token '\w+': calibrated_sensor '\w+': its translation \[1.0, 2.0\] is not finite, or not 3",
+        ),
+        (
+            "ego_pose",
+            {"rotation": [0.0] * 4},
+            r"sample_data, token '\w+': ego_pose '\w+': a rotation must be a finite, non-zero quaternion .*, got \[0.0",
+        ),
+        (
+            "instance",
+            {"category_token": "gone"},
+            r"sample_annotation, token '\w+': the category 'gone' of its instance is not in table category",
+        ),
+    ],
+)
+def test_what_points_to_a_broken_record_is_named_and_left_out(
+    synthetic_copy: Path, edit_table: Callable, table: str, change: dict, left_out: str
+) -> None:
+    edit_table(synthetic_copy, table, lambda records: records[0].update(change))
+    faults = [str(fault) for fault in open_index(synthetic_copy, "v1.0-mini").faults]
+    assert faults
+    assert all(re.match(f"table {left_out}", fault) for fault in faults), faults
+
+
+def test_a_second_attribute_is_named(synthetic_copy: Path, edit_table: Callable) -> None:
+    def double(records: list[dict]) -> None:
+        next(record for record in records if record["attribute_tokens"])["attribute_tokens"] *= 2
+
+    edit_table(synthetic_copy, "sample_annotation", double)
+    (fault,) = open_index(synthetic_copy, "v1.0-mini").faults
+    assert fault.problem == "it has 2 attributes, a detection class has at most one"
+
+
 def test_an_unknown_category_is_named(synthetic_copy: Path, edit_table: Callable) -> None:
     def rename(records: list[dict]) -> None:
         next(record for record in records if record["name"] == "vehicle.car")["name"] = "vehicle.spaceship"
@@ -237,6 +292,42 @@ def test_tables_that_are_missing_or_damaged(synthetic_copy: Path) -> None:
     with pytest.raises(SampleError, match=r"table .*sample\.json does not exist"):
         open_index(synthetic_copy, "v1.0-mini")
     assert not list(synthetic_copy.glob("bevdet-index*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    ("table", "content", "message"),
+    [
+        ("sample", b'[{"token": "\xff"}]', "sample.json is damaged: no UTF-8 text"),
+        ("sample", b'[{"token": "a", "token": "b"}]', "sample.json is damaged at character 1: the key 'token' stands"),
+        ("sample", b"[7]", "sample.json, a record must be a JSON object, got 7"),
+        ("sample", b'[{"token": "a", "timestamp": 0.5, "scene_token": "b"}]', "token 'a': timestamp cannot be 0.5"),
+        ("splits", b'{"night": [', "splits.json is damaged: Expecting value"),
+        ("splits", b'{"night": "scene-0061"}', "splits.json must map names of splits to lists of scene names"),
+    ],
+)
+def test_damage_in_a_table_is_described(synthetic_copy: Path, table: str, content: bytes, message: str) -> None:
+    (synthetic_copy / "v1.0-mini" / f"{table}.json").write_bytes(content)
+    with pytest.raises(SampleError, match=re.escape(message)):
+        open_index(synthetic_copy, "v1.0-mini")
+
+
+def test_more_sensors_than_a_vehicle_has(synthetic_copy: Path, edit_table: Callable) -> None:
+    more = [{"token": f"s{k}", "channel": f"CAM_{k}", "modality": "camera"} for k in range(100)]
+    edit_table(synthetic_copy, "sensor", lambda records: records.extend(more))
+    with pytest.raises(SampleError, match=r"table .*sensor\.json has 107 sensors, more than 100"):
+        open_index(synthetic_copy, "v1.0-mini")
+
+
+def test_an_index_cannot_name_files_outside_of_the_root(synthetic_copy: Path) -> None:
+    path = open_index(synthetic_copy, "v1.0-mini").path
+    with safe_open(path, "np") as file:
+        metadata = file.metadata()
+    columns = {name: column.copy() for name, column in load_file(path).items()}
+    columns["camera_file"][..., :3] = list(b"../")
+    save_file(columns, path, metadata)
+    index = open_index(synthetic_copy, "v1.0-mini")
+    with pytest.raises(SampleError, match=rf"{path.name}: the file name '\.\./.*' leads out of the root"):
+        index.camera_file(0, "CAM_FRONT")
 
 
 def test_a_version_that_does_not_exist(synthetic_root: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -47,6 +48,11 @@ def sample(*names: str, seed: int = 0) -> Sample:
     return Sample(images, cameras, token="-".join(names))
 
 
+def broken_camera(**changes) -> dict:
+    """The working camera of `frame_file` with other entries."""
+    return {"image": "ahead.png", "intrinsic": INTRINSIC, "camera2lidar": AHEAD} | changes
+
+
 def frame_file(folder: Path, **changes) -> Path:
     """One working camera and one that failed; `changes` replace entries, None drops them."""
     Image.fromarray(np.full((48, 80, 3), 99, np.uint8)).save(folder / "ahead.png")
@@ -86,11 +92,42 @@ def test_frames_survive_writing_and_reading(tmp_path: Path):
         ({"cameras": []}, "at least one camera"),
         ({"scene": 7}, "'scene' must be a name, got 7"),
         ({"time": 7}, r"unknown entries \['time'\]"),
+        ({"cameras": [{"image": None}] * 101}, "101 cameras, more than 100"),
+        ({"timestamp": "noon"}, "'timestamp' must be a number of seconds, got 'noon'"),
+        ({"timestamp": float("inf")}, "'timestamp' must be a number of seconds, got inf"),
+        ({"cameras": [{"image": None, "name": 7}]}, r"cameras\[0\]: 'name' must be a text, got 7"),
+        ({"cameras": [broken_camera(intrinsic=AHEAD)]}, r"cameras\[0\]: 'intrinsic' must be 3x3 finite numbers"),
+        ({"cameras": [broken_camera(intrinsic="wide")]}, r"cameras\[0\]: 'intrinsic' must be 3x3 finite numbers"),
+        ({"cameras": [broken_camera(camera2lidar=INTRINSIC)]}, r"\[0\]: 'camera2lidar' must be 4x4 finite numbers"),
+        ({"lidar2global": [[math.nan] * 4] * 4}, r"frame\.json: 'lidar2global' must be 4x4 finite numbers"),
+        ({"cameras": [broken_camera(intrinsic=[[0] * 3] * 3)]}, r"cameras\[0\]: 'intrinsic' has no inverse"),
+        ({"lidar2global": [[1] * 4] * 4}, r"frame\.json: 'lidar2global' has no inverse"),
     ],
 )
 def test_mistakes_in_a_frame_are_named(tmp_path: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         read_frame(frame_file(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"cameras: []", "Expecting value"),
+        (b'{"scene": "M\xfcnchen"}', "no UTF-8 text"),
+        (b'{"scene": "a", "scene": "b"}', "the key 'scene' stands twice"),
+    ],
+)
+def test_a_file_that_is_no_json_is_named(tmp_path: Path, content: bytes, message: str):
+    (tmp_path / "frame.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"frame\.json: not a JSON file that can be used: {message}"):
+        read_frame(tmp_path / "frame.json")
+
+
+def test_a_plain_image_is_no_frame_to_write(tmp_path: Path):
+    image = Sample([np.zeros((4, 4, 3), np.uint8)], token="cat.png")
+    with pytest.raises(ValueError, match=r"sample 'cat\.png' has no calibrated cameras"):
+        write_frame(image, tmp_path / "frame.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_missing_picture_that_the_file_names_is_an_error(tmp_path: Path):

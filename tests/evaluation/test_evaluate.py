@@ -62,3 +62,11 @@ def test_skipped_samples_count_as_empty_and_are_told(synthetic_copy: Path, confi
     assert metrics.classes["car"]["AP"] < 1
     assert metrics.warnings[0] == "skipped 1 broken sample:"
     assert file.name in metrics.warnings[1]
+
+
+def test_samples_without_a_pose_cannot_be_scored(config: NuScenesConfig, tmp_path: Path) -> None:
+    dataset = NuScenesDataset(config, "mini_val")
+    prepare = dataset.transform
+    dataset.transform = lambda sample, rng: prepare(sample.replace(lidar2global=None), rng)
+    with pytest.raises(ValueError, match=r"needs the pose of every sample: Sample\.lidar2global"):
+        evaluate(Oracle(dataset), dataset, tmp_path, quiet=True)

@@ -244,3 +244,11 @@ def test_a_small_set_is_learned_by_heart():
         optimizer.step()
         totals.append(losses["total"].item())
     assert totals[-1] < 0.6 * totals[0]
+
+
+@pytest.mark.parametrize("config", [SMALL, SMALL_DETR], ids=lambda config: config.name)
+def test_boxes_in_pixels_need_the_sizes_of_the_images(config):
+    model = build_model(config, 3).eval()
+    batch = ImageBatch(torch.zeros(1, 1, 3, 96, 128), torch.tensor([[[96, 128]]]))
+    with torch.no_grad(), pytest.raises(ValueError, match=r"decoding 2D boxes needs batch\.original_sizes"):
+        model.decode(model(batch), batch)

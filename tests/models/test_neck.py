@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
 
+from bevdet_core.config import BackboneConfig, DeformableDetrConfig
+from bevdet_core.models import build_model
 from bevdet_core.models.neck import FPN
 
 
@@ -35,3 +38,9 @@ def test_fewer_levels_than_maps_are_the_finest():
     merged = neck.lateral_convs[0](fine) + neck.lateral_convs[1](coarse).repeat_interleave(2, 2).repeat_interleave(2, 3)
     torch.testing.assert_close(level, neck.output_convs[0](merged))
     assert len(neck.output_convs) == 1  # none that nothing would ever train
+
+
+def test_maps_that_find_no_level_are_counted():
+    config = DeformableDetrConfig(backbone=BackboneConfig(depth=18, width=8, out_stages=(2, 3, 4)), num_levels=2)
+    with pytest.raises(ValueError, match="3 feature maps do not fit in num_levels = 2 levels"):
+        build_model(config, 1)

@@ -173,6 +173,7 @@ def test_deformable_stages_start_as_plain_convolutions_at_half_strength():
         ({"out_stages": ()}, "ascending stages"),
         ({"frozen_stages": 5}, "frozen_stages must lie between 0 and 4, got 5"),
         ({"depth": 18, "deformable_stages": (4,)}, "bottlenecks of depth 50 or more, got depth 18"),
+        ({"stages": [(1, 8), (1, 8), (1, 8)]}, r"a ResNet has four stages, got 3: \[\(1, 8\)"),
     ],
 )
 def test_wrong_settings_are_named(options, message):
@@ -263,6 +264,18 @@ class TestWeightsFiles:
         path.write_bytes(path.read_bytes()[:10_000])
         with pytest.raises(CheckpointError, match=r"cut\."):
             self.load(path)
+
+    def test_what_is_wrong_with_a_file_is_told(self, weights, tmp_path):
+        save_file(weights, tmp_path / "cut.safetensors")
+        torch.save(weights, tmp_path / "cut.pth")
+        for suffix, told in (("safetensors", "not a complete safetensors"), ("pth", "cannot be read as a PyTorch")):
+            path = tmp_path / f"cut.{suffix}"
+            path.write_bytes(path.read_bytes()[:10_000])
+            with pytest.raises(CheckpointError, match=rf"cut\.{suffix}: {told}"):
+                self.load(path)
+        torch.save({"state_dict": weights, "model": nn.Linear(1, 1)}, tmp_path / "whole.pth")
+        with pytest.raises(CheckpointError, match=r"whole\.pth: damaged, or it holds Python objects beside the"):
+            self.load(tmp_path / "whole.pth")
 
     def test_missing_and_empty_files_are_named(self, tmp_path):
         with pytest.raises(CheckpointError, match=r"nowhere\.pth: no such weights file"):

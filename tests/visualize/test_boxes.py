@@ -350,6 +350,11 @@ class TestWrongInput:
         truth = Targets(torch.tensor([0, 1]), torch.tensor([box(0, 9)]))
         self.check(r"1 boxes need labels \[1\], got \[2\]", detections([box(0, 9)], [0], [0.9], rig(0)), truth=truth)
 
+    def test_boxes_of_no_kind(self):
+        truth = Targets(torch.tensor([0]), torch.zeros(1, 7))
+        with pytest.raises(ValueError, match=r"ground truth: boxes must be \[n, 4\].* or \[n, 9\].*, got \[1, 7\]"):
+            draw_sample(rig(0).replace(targets=truth), NAMES)
+
     def test_sample_without_targets(self):
         with pytest.raises(ValueError, match="'frame' has no targets"):
             draw_sample(rig(0), NAMES)

@@ -1,15 +1,17 @@
 """Scenes as films and recordings: what is written, how fast it plays, and what is refused."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from bevdet_core.cli import main
-from bevdet_core.visualize import video
+from bevdet_core.visualize import video, write_recording
 from bevdet_core.visualize.video import VideoError, find_encoder, write_video
 
 TIMES = (10.0, 10.5, 11.0, 12.5)  # after the third frame two are missing
@@ -179,6 +181,28 @@ class TestScene:
         assert self.render(config, "--scene", "scene-0103", "--out", tmp_path / "s.rrd") == 1
         assert "pip install 'bevdet-core[viz]'" in capsys.readouterr().err
         assert not list(tmp_path.glob("*.rrd"))
+
+    def test_a_rerun_that_does_not_work_is_told(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "rerun", ModuleType("rerun"))  # an empty folder of this name is enough
+        with pytest.raises(ImportError, match=r"what is installed under its name is another: pip .*bevdet-core\[viz\]"):
+            write_recording([], tmp_path / "s.rrd")
+        monkeypatch.delitem(sys.modules, "rerun")
+        monkeypatch.syspath_prepend(tmp_path)
+        (tmp_path / "rerun.py").write_text("raise ImportError('pyarrow is too old')")
+        with pytest.raises(ImportError, match=r"rerun-sdk, which does not load here: pyarrow is too old; pip install"):
+            write_recording([], tmp_path / "s.rrd")
+        assert not list(tmp_path.glob("*.rrd"))
+
+    def test_plain_images_make_no_scene(self, tmp_path, capsys):
+        Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+        images = [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}]
+        tables = {"images": images, "categories": [{"id": 1, "name": "car"}], "annotations": []}
+        (tmp_path / "val.json").write_text(json.dumps(tables))
+        settings = {"model": {"name": "detr"}, "data": {"name": "coco", "root": str(tmp_path), "classes": ["car"]}}
+        settings["data"] |= {"val_annotations": "val.json", "val_images": "."}
+        (tmp_path / "coco.yaml").write_text(json.dumps(settings))
+        assert self.render(tmp_path / "coco.yaml", "--scene", "scene-0103", "--out", tmp_path / "s.gif") == 1
+        assert "scene 'scene-0103': plain images do not make scenes; --samples draws" in capsys.readouterr().err
 
     def test_what_is_no_scene_of_the_split(self, config, tmp_path, capsys):
         for words, told in (

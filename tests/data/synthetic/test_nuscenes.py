@@ -241,6 +241,13 @@ def test_a_complete_set_is_left_alone_and_another_is_refused(tmp_path: Path) -> 
     assert (tmp_path / "mine" / "letter.txt").read_text() == "keep me"
 
 
+def test_a_file_is_no_folder_to_write_to(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("keep me")
+    with pytest.raises(FileExistsError, match=r"letter\.txt is a file; give a folder that does not exist yet"):
+        synthesize_nuscenes(tmp_path / "letter.txt", 2, 1, workers=1, **SMALL)
+    assert (tmp_path / "letter.txt").read_text() == "keep me"
+
+
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     render, calls = nuscenes_scene.write_scene, []
 
