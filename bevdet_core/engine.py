@@ -24,7 +24,7 @@ from .models import build_criterion, build_model
 from .models.bevformer import BevFormer
 from .models.recomputation import recompute_blocks
 from .optimization import learning_rate, parameter_groups
-from .runlog import RunLog
+from .runlog import RunLog, read_log
 from .training_state import TrainingState
 
 LANES = 8  # for each sample of a batch, scenes by turns where frames of a scene come one after the other
@@ -118,6 +118,14 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         log.evaluation(state.step, state.step / steps_per_epoch, metrics.summary())
         return metrics
 
+    def evaluation_due(epochs: int) -> bool:
+        """Whether so many epochs have just ended, an evaluation follows them, and the log does not hold it yet."""
+        ended = epochs > 0 and state.step == epochs * steps_per_epoch
+        if not ended or not settings.evaluate_epochs or epochs % settings.evaluate_epochs:
+            return False
+        lines = read_log(run / "log.jsonl") if main else []
+        return not processes.from_main(any(line["step"] == state.step and "metrics" in line for line in lines))
+
     with RunLog(run if main else None, settings.epochs * steps_per_epoch, state.step, quiet) as log:
         together = f" in each of {processes.count()} processes" if processes.count() > 1 else ""
         log.say(
@@ -130,6 +138,8 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         if train_data.index.faults:
             log.say(f"left out: {describe_faults(config.data.root, train_data.index.faults)}")
         for epoch in range(state.step // steps_per_epoch, settings.epochs):
+            if evaluation_due(epoch):  # before the next epoch: a run that was killed here makes up for it
+                run_evaluation(run / "evaluation" / f"epoch-{epoch:03d}")
             network.train()
             with StopSignals() as stop:
                 loader.start(epoch, first_batch=state.step % steps_per_epoch * settings.accumulate)
@@ -175,9 +185,6 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
                 for line in loader.report():
                     log.say(line)
                 state.save(run / "checkpoints")
-            finished = epoch + 1 == settings.epochs
-            if not finished and settings.evaluate_epochs and (epoch + 1) % settings.evaluate_epochs == 0:
-                run_evaluation(run / "evaluation" / f"epoch-{epoch + 1:03d}")
         if log.pace.images:
             log.say(
                 f"trained at {log.pace.rate:.1f} images/s, {log.pace.waiting:.1%} of the time waiting for the loader"

@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 
 from torch import nn
 
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 
 
 def parameter_groups(model: nn.Module, settings: TrainConfig) -> list[dict]:
-    """Parameters that learn, grouped by the learning-rate factor that their names ask for."""
+    """Parameters that learn, grouped by the learning-rate factor that their names ask for.
+
+    Raises:
+        ConfigError: no parameter of the model, frozen ones included, has a part that `lr_factors` names in its name.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    for part in settings.lr_factors:
+        if not any(part in name for name in names):
+            words = sorted({word for name in names for word in name.split(".") if not word.isdigit()})
+            nearest = difflib.get_close_matches(part, words, cutoff=0.5) or sorted(dict(model.named_children()))
+            raise ConfigError(
+                f"train.lr_factors: no parameter of this model has {part!r} in its name; nearest: {', '.join(nearest)}"
+            )
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

@@ -225,6 +225,13 @@ def test_frames_without_objects_train(synthetic_copy, edit_table, tmp_path):
     assert all(line["losses"]["loss_box"] == 0 for line in read_log(tmp_path / "run" / "log.jsonl") if "loss" in line)
 
 
+def test_a_training_split_without_annotations_is_told(synthetic_copy, tmp_path):
+    (synthetic_copy / "v1.0-mini").rename(synthetic_copy / "v1.0-test")
+    with pytest.raises(ValueError, match=r"the training split has samples without annotations: \['\w{32}'\]"):
+        train(settings(synthetic_copy, data__version="v1.0-test"), tmp_path / "run", quiet=True)
+    assert not checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints")
+
+
 def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(synthetic_copy, tmp_path, capsys):
     from bevdet_core.data import build_dataset
 

@@ -12,6 +12,7 @@ from nursery import wait_until
 from test_engine import settings
 
 from bevdet_core import checkpoint, launch
+from bevdet_core.config import TrainConfig
 from bevdet_core.runlog import read_log
 
 # Without what differs by design: each process draws its own dropout and takes its own batch statistics.
@@ -55,11 +56,21 @@ def assert_same_training(alone, together):
     assert worst <= 1e-5
 
 
-def test_two_processes_of_torchrun_train_as_one_with_the_doubled_batch(alike, alone, tmp_path):
+# As on a machine with GPUs, because "accelerate launch --cpu" starts one process whatever --num_processes says. What it
+# asks for in place of train.precision must not count.
+LAUNCHERS = {
+    "torchrun": "torch.distributed.run --standalone --nproc_per_node 2",
+    "accelerate": "accelerate.commands.launch --multi_gpu --num_processes 2 --num_machines 1 --main_process_port 0 "
+    "--mixed_precision bf16 --dynamo_backend no",
+}
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_of_a_launcher_train_as_one_with_the_doubled_batch(launcher, alike, alone, tmp_path):
     run = tmp_path / "run"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    start = [sys.executable, "-m", *LAUNCHERS[launcher].split()]
     words = ["-m", "bevdet_core.cli", "train", str(alike), "--run_folder", str(run), "--train.batch_size=1"]
-    finished = subprocess.run(launcher + words, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run(start + words, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "Warning" not in finished.stderr
     assert finished.stdout.count("nuScenes detection") == 1  # the main process speaks, and no other
@@ -126,3 +137,15 @@ def test_other_kinds_of_parallelism_are_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(launch.LaunchError, match="FSDP; training here is data parallel"):
         launch.start()
+
+
+@pytest.mark.parametrize(("recompute", "advice"), [(False, " or set train.activation_checkpointing"), (True, "")])
+def test_a_full_gpu_says_which_settings_help(monkeypatch, recompute, advice):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
+    settings = TrainConfig(batch_size=6, activation_checkpointing=recompute)
+    with pytest.raises(launch.LaunchError) as told, launch.memory_advice(settings):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+    assert str(told.value) == (
+        "a batch of 6 does not fit into the 80 GiB of the GPU: lower train.batch_size (and raise train.accumulate as "
+        f"much, to learn the same){advice}"
+    )
