@@ -70,11 +70,13 @@ def test_two_processes_of_a_launcher_train_as_one_with_the_doubled_batch(launche
     run = tmp_path / "run"
     start = [sys.executable, "-m", *LAUNCHERS[launcher].split()]
     words = ["-m", "bevdet_core.cli", "train", str(alike), "--run_folder", str(run), "--train.batch_size=1"]
+    words += ["--train.evaluate_epochs=3"]  # an evaluation on the way as well
     finished = subprocess.run(start + words, capture_output=True, text=True, timeout=300)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert "Warning" not in finished.stderr
     assert finished.stdout.count("nuScenes detection") == 1  # the main process speaks, and no other
     assert_same_training(alone, run)
+    assert [line["step"] for line in read_log(run / "log.jsonl") if "metrics" in line] == [3, 4]
 
 
 def test_an_evaluation_in_three_processes_is_that_of_one(alike, alone, nursery, synthetic_root, tmp_path):
