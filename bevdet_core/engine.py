@@ -82,10 +82,6 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     )
     launch.check_batches(len(train_data), len(loader), settings, processes.count())
     steps_per_epoch = len(loader) // settings.accumulate
-    if main:
-        run.mkdir(parents=True, exist_ok=True)
-        write_text(run / "config.yaml", config.to_yaml())
-
     torch.manual_seed(settings.seed)
     model = build_model(config.model, len(train_data.class_names), pretrained=settings.load_from is None)
     start = None
@@ -107,6 +103,9 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     )
     if resume:
         state.restore(run / "checkpoints")
+    if main:  # not before: what was refused leaves no trace
+        run.mkdir(parents=True, exist_ok=True)
+        write_text(run / "config.yaml", config.to_yaml())
     network, optimizer = accelerator.prepare(model, optimizer)
     # Where 16 bits are enough is said below; without this, an evaluation would compute with them too.
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
@@ -126,7 +125,10 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         lines = read_log(run / "log.jsonl") if main else []
         return not processes.from_main(any(line["step"] == state.step and "metrics" in line for line in lines))
 
-    with RunLog(run if main else None, settings.epochs * steps_per_epoch, state.step, quiet) as log:
+    with (
+        RunLog(run if main else None, settings.epochs * steps_per_epoch, state.step, quiet) as log,
+        contextlib.closing(loader),
+    ):
         together = f" in each of {processes.count()} processes" if processes.count() > 1 else ""
         log.say(
             f"{len(train_data)} training samples in batches of {settings.batch_size}{together}, {len(val_data)} for "

@@ -72,6 +72,7 @@ def test_a_wrong_setting_is_named(overrides, words):
         ("petr", {"model.num_heads": 7}, "model.embed_dim = 256 must be a multiple of model.num_heads = 7"),
         ("deformable_detr", {"model.embed_dim": 48}, "of Deformable DETR must be a multiple of 32, got 48"),
         ("detr3d", {"train.lr": None}, "train.lr must have a value"),
+        ("detr3d", {"model.loss.code_weights": [1, 1]}, "model.loss.code_weights must be 10 numbers, got 2"),
         ("detr3d", {"data.augment.scale": None}, "data.augment.scale must have a value"),
         ("bevformer", {"model.bev_shape": None}, "model.bev_shape must have a value"),
         ("petr", {"model.num_depths": 0}, "model.num_depths must be at least 1 and model.depth_start"),

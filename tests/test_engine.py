@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -88,6 +90,26 @@ def test_an_existing_run_is_not_overwritten(finished, synthetic_root):
     with pytest.raises(FileExistsError, match="--resume"):
         train(settings(synthetic_root), finished[0], quiet=True)
     assert (finished[0] / "model.safetensors").read_bytes() == before
+
+
+def test_a_refused_resume_leaves_the_run_as_it_was(finished, synthetic_root):
+    before = (finished[0] / "config.yaml").read_bytes()
+    with pytest.raises(CheckpointError, match="another model"):
+        train(settings(synthetic_root, model__embed_dim=32), finished[0], resume=True, quiet=True)
+    assert (finished[0] / "config.yaml").read_bytes() == before
+
+
+def test_an_error_that_nobody_expected_ends_the_run_and_its_workers(synthetic_root, tmp_path):
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings(synthetic_root, train__workers=1).to_dict()))
+    code = (
+        "from bevdet_core import engine\nfrom bevdet_core.config import load_config\nfrom pathlib import Path\n"
+        "def fail(*given):\n    raise RuntimeError('nobody expected this')\n"
+        "engine.build_criterion = lambda model: fail\n"
+        f"engine.train(load_config({str(tmp_path / 'small.yaml')!r}), Path({str(tmp_path / 'run')!r}), quiet=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr.endswith("RuntimeError: nobody expected this\n")
 
 
 @pytest.fixture(scope="module")

@@ -32,6 +32,10 @@ class Detr3dLossConfig:
     code_weights: tuple[float, ...] = (1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.2, 0.2)
     drop_unknown: bool = False
 
+    def __post_init__(self) -> None:
+        if len(self.code_weights) != 10:
+            raise ConfigError(f"model.loss.code_weights must be 10 numbers, got {len(self.code_weights)}")
+
 
 @dataclass(frozen=True)
 class Detr3dConfig:

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice, zip_longest
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -71,6 +71,13 @@ class SampleLoader(DataLoader):
             self.skipped.update(broken)
             if batch is not None:
                 yield batch
+
+    def close(self) -> None:
+        """End the worker processes. They do not heed signals, so that an exit would wait for those still there."""
+        workers: Any = self._iterator  # torch has no public name for what ends them
+        if workers is not None:
+            workers._shutdown_workers()
+            self._iterator = None
 
     def report(self) -> list[str]:
         """Lines that say how many samples were skipped in the last pass, and which; none if there were none."""
