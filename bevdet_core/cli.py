@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import get_args
+
+from . import __version__
+from .arguments import file_path, image_size, one_of, score, trained_detector, whole_number
+from .interruption import GO_ON, ending_on_sigterm
 
 EPILOG = "--model.NAME, --data.NAME and --train.NAME override the configuration; --help_settings lists them all"
 
@@ -23,36 +28,51 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(
         prog="bevdet",
+        usage="bevdet VERB ...",
         description="Camera perception: 2D detection and bird's-eye-view 3D detection.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="verbs:\n" + "\n".join(f"  {name:<11} {verb.__doc__}" for name, verb in VERBS.items()),
     )
-    parser.add_argument("verb", choices=VERBS, metavar="VERB", help="what to do; bevdet VERB --help tells more")
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments[:1])
+    parser.add_argument("--version", action="version", version=f"bevdet {__version__}")
+    help_text = "what to do; bevdet VERB --help tells more"
+    parser.add_argument("verb", type=one_of(VERBS, "verb"), metavar="VERB", help=help_text)
+    verb = parser.parse_args(arguments[:1]).verb
     try:
-        return VERBS[chosen.verb](arguments[1:]) or 0
+        with ending_on_sigterm():
+            status = VERBS[verb](arguments[1:])
+            sys.stdout.flush()
+            return status or 0
     except UsageError as error:
-        print(f"bevdet {chosen.verb}: {error}", file=sys.stderr)
+        print(f"bevdet {verb}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # who reads has had enough, as in `bevdet ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python tries once more when it ends
+        return 1
     except (ValueError, OSError, ImportError) as error:
         # What a user's input can cause; anything else is a defect of the library and keeps its traceback.
-        print(f"bevdet {chosen.verb}: {error}", file=sys.stderr)
+        print(f"bevdet {verb}: {_told(error)}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as request:  # SIGTERM too, while a training runs
-        told = str(request) or "interrupted" + (
-            "; --resume goes on from the last checkpoint" * (chosen.verb == "train")
-        )
-        print(f"\nbevdet {chosen.verb}: {told}", file=sys.stderr)
+    except KeyboardInterrupt as request:
+        told = str(request) or "interrupted"
+        if verb == "train" and GO_ON not in told:
+            told += f"; {GO_ON}"
+        print(f"\nbevdet {verb}: {told}", file=sys.stderr)
         return getattr(request, "exit_code", 130)
+
+
+def _told(error: Exception) -> str:
+    """What an error says; of one that comes from the system, the file first."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def train(argv: list[str]) -> None:
     """Train a detector from a configuration"""
     parser = _parser("train", train)
-    parser.add_argument("config", type=Path, help="YAML file, such as configs/nuscenes/detr3d_r50.yaml")
+    parser.add_argument("config", type=file_path, help="YAML file, such as configs/nuscenes/detr3d_r50.yaml")
     run_help = "folder for all that the run leaves; default: runs/NAME-OF-CONFIG; torchrun lets only --run_folder pass"
-    parser.add_argument("--run", "--run_folder", type=Path, help=run_help)
+    parser.add_argument("--run", "--run_folder", type=file_path, help=run_help)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     deterministic_help = "the same bits in every run on the same machine; short for --train.deterministic true"
     parser.add_argument("--deterministic", action="store_true", help=deterministic_help)
@@ -81,8 +101,10 @@ def train(argv: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """Score a trained detector with the official metric of its data set"""
     parser = _parser("evaluate", evaluate)
-    parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
-    parser.add_argument("--out", type=Path, help="folder for metrics, curves and results; default: beside the weights")
+    parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
+    parser.add_argument(
+        "--out", type=file_path, help="folder for metrics, curves and results; default: beside the weights"
+    )
     _add_precision(parser)
     options, overrides = _parse(parser, argv)
     from . import launch, processes
@@ -106,37 +128,43 @@ def evaluate(argv: list[str]) -> None:
 def predict(argv: list[str]) -> None:
     """Detect objects in rig frames (JSON) or images; pictures and results out"""
     parser = _parser("predict", predict)
-    parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
+    parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument("inputs", nargs="+", help="frame files, images, folders or patterns such as 'frames/*.json'")
-    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder; default: predictions")
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is kept; default: 0.3")
-    parser.add_argument("--batch_size", type=int, default=1, help="inputs that go through the network at once")
+    parser.add_argument("--out", type=file_path, default=Path("predictions"), help="folder; default: predictions")
+    parser.add_argument("--threshold", type=score, default=0.3, help="lowest score that is kept; default: 0.3")
+    parser.add_argument("--batch_size", type=whole_number, default=1, help="inputs that go through the network at once")
     _add_precision(parser)
     options, overrides = _parse(parser, argv)
     from .detector import Detector
     from .prediction import expand_inputs, predict_files
 
-    files = expand_inputs(options.inputs)
     detector = Detector.load(options.checkpoint, overrides=overrides, precision=options.precision)
-    predict_files(detector, files, options.out, options.threshold, options.batch_size)
+    files = expand_inputs(options.inputs, detector)
+    print(predict_files(detector, files, options.out, options.threshold, options.batch_size))
 
 
 def visualize(argv: list[str]) -> None:
     """Draw samples or whole scenes with their truth, and a detector's answer beside it"""
     parser = _parser("visualize", visualize)
-    parser.add_argument("source", type=Path, help="configuration (truth alone), run folder or .safetensors file")
+    parser.add_argument("source", type=file_path, help="configuration (truth alone), run folder or .safetensors file")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--samples", nargs="+", default=["0"], help="tokens or numbers within the split; default: 0")
     what.add_argument(
         "--scene", help="name of a scene of the split, which becomes a film with the paths of all objects"
     )
-    parser.add_argument("--threshold", type=float, default=0.3, help="lowest score that is drawn; default: 0.3")
+    parser.add_argument("--threshold", type=score, default=0.3, help="lowest score that is drawn; default: 0.3")
     out_help = "folder, default: pictures; with --scene a file, .mp4, .gif or .rrd (rerun), default: SCENE.mp4"
-    parser.add_argument("--out", type=Path, help=out_help)
-    parser.add_argument("--frames", type=Path, help="folder: write the samples as frame files as well, for predict")
+    parser.add_argument("--out", type=file_path, help=out_help)
+    parser.add_argument(
+        "--frames", type=file_path, help="folder: write the samples as frame files as well, for predict"
+    )
     parser.add_argument("--width", type=int, help="of a film in pixels; default: 1920, of a GIF 1280")
     _add_precision(parser)
     options, overrides = _parse(parser, argv)
+    if options.scene is None and options.width is not None:
+        raise UsageError("--width is that of a film: it goes with --scene")
+    if options.scene is not None and options.frames is not None:
+        raise UsageError("--frames writes single samples: it goes with --samples, not with --scene")
     from .prediction import draw_samples, render_scene
 
     if options.scene is not None:
@@ -155,13 +183,13 @@ def convert(argv: list[str]) -> None:
     from .convert.names import BACKBONE, BOX_CONVENTIONS, RELEASES
 
     parser = _parser("convert", convert)
-    parser.add_argument("checkpoint", type=Path, help="weights file, or a folder that transformers wrote")
+    parser.add_argument("checkpoint", type=file_path, help="weights file, or a folder that transformers wrote")
     origins = (*RELEASES, BACKBONE)
     parser.add_argument("--from", dest="origin", choices=origins, help="release it comes from; default: this library")
     parser.add_argument("--to", dest="target", choices=RELEASES, help="release to write for; default: this library")
-    parser.add_argument("--out", type=Path, required=True, help="file to write (.safetensors, or .pth with --to)")
-    parser.add_argument("--config", type=Path, help="YAML file with the settings; default: what the weights tell")
-    parser.add_argument("--classes", type=Path, help="text file with the class names, one a line, in label order")
+    parser.add_argument("--out", type=file_path, required=True, help="file to write (.safetensors, or .pth with --to)")
+    parser.add_argument("--config", type=file_path, help="YAML file with the settings; default: what the weights tell")
+    parser.add_argument("--classes", type=file_path, help="text file with the class names, one a line, in label order")
     parser.add_argument(
         "--box_convention",
         choices=BOX_CONVENTIONS,
@@ -184,15 +212,21 @@ def convert(argv: list[str]) -> None:
 def export(argv: list[str]) -> None:
     """Write a detector as ONNX or torch.export graph, checked against the original"""
     parser = _parser("export", export)
-    parser.add_argument("checkpoint", type=Path, help="run folder or .safetensors file")
-    parser.add_argument("--out", type=Path, required=True, help=".onnx or .pt2; a .json beside it describes the graph")
-    parser.add_argument("--image_size", type=_size, help="WIDTHxHEIGHT of the padded images; default: as configured")
+    parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
+    parser.add_argument(
+        "--out", type=file_path, required=True, help=".onnx or .pt2; a .json beside it describes the graph"
+    )
+    parser.add_argument(
+        "--image_size", type=image_size, help="WIDTHxHEIGHT of the padded images; default: as configured"
+    )
     options, overrides = _parse(parser, argv)
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from .detector import Detector
     from .export import export as write
+    from .export import require_format
 
+    require_format(options.out)  # before anything is loaded
     size = options.image_size[::-1] if options.image_size else None
     detector = Detector.load(options.checkpoint, "cpu", overrides)
     with Progress(SpinnerColumn(), TextColumn("tracing, writing, comparing"), TimeElapsedColumn()) as progress:
@@ -208,7 +242,7 @@ def synthesize(argv: list[str]) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="FORMAT", help="nuscenes or coco")
     for name, unit, count in (("nuscenes", "scenes", 10), ("coco", "images", 200)):
         kind = kinds.add_parser(name, help=f"{unit} in the {name} layout")
-        kind.add_argument("--out", type=Path, required=True, help="folder to write; must be empty or absent")
+        kind.add_argument("--out", type=file_path, required=True, help="folder to write; must be empty or absent")
         kind.add_argument(f"--{unit}", type=int, default=count, help=f"number of {unit}; default: {count}")
         kind.add_argument("--seed", type=int, default=0, help="same seed, same bytes; default: 0")
         if name == "nuscenes":
@@ -217,7 +251,9 @@ def synthesize(argv: list[str]) -> None:
         val_help = f"how many of the {unit} are for validation; default: a fifth, at least one"
         kind.add_argument(f"--val_{unit}", type=int, help=val_help)
         size = (800, 450) if name == "nuscenes" else (640, 480)
-        kind.add_argument("--image_size", type=_size, default=size, help=f"WIDTHxHEIGHT; default: {size[0]}x{size[1]}")
+        kind.add_argument(
+            "--image_size", type=image_size, default=size, help=f"WIDTHxHEIGHT; default: {size[0]}x{size[1]}"
+        )
     options = parser.parse_args(argv)
     from .data import synthetic
 
@@ -235,7 +271,8 @@ def synthesize(argv: list[str]) -> None:
         synthetic.synthesize_coco(
             options.out, options.images, options.seed, val_images=options.val_images, image_size=options.image_size
         )
-    print(f"written: {options.out}")
+    settings = synthetic.settings_of(options.out)
+    print(f"written: {options.out}; to use it: {' '.join(f'--{name} {value}' for name, value in settings.items())}")
 
 
 def doctor(argv: list[str]) -> int:
@@ -334,13 +371,6 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
             except StopIteration:
                 raise UsageError(f"{word} needs a value") from None
     return parser.parse_args(rest), overrides
-
-
-def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.partition("x")
-    if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT such as 800x450, got {text!r}")
-    return int(width), int(height)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 
 SAME_REQUEST = 2.0  # seconds; a launcher passes on the Ctrl-C that the terminal has sent to all of its processes
@@ -21,6 +23,26 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str) -> None:
         super().__init__(message)
         self.exit_code = 128 + number
+
+
+@contextmanager
+def ending_on_sigterm() -> Iterator[None]:
+    """A stretch that SIGTERM ends as Ctrl-C does, with `Interrupted`, so that nothing half-written stays behind.
+
+    Outside the main thread, where Python delivers no signals, it changes nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Interrupted(number, f"stopped by {signal.Signals(number).name}")
+
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class StopSignals:

@@ -11,62 +11,106 @@ from typing import Any
 
 from rich.progress import track
 
-from .config import Precision, load_config
+from .config import CocoConfig, Precision, load_config
 from .data import build_dataset
 from .data.file_names import file_name
 from .data.nuscenes import NuScenesDataset
 from .data.rig import write_frame
+from .detections import Detections
 from .detector import Detector
+from .files import write_text
 from .visualize import draw_detections, draw_moments, draw_sample, follow, write_recording, write_video
 
 FILM_SUFFIXES = (".mp4", ".gif", ".rrd")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 
 
-def expand_inputs(inputs: Sequence[str]) -> list[Path]:
+class InputError(ValueError):
+    """Inputs among others in which nothing could be detected; the message says which, and why."""
+
+
+def expand_inputs(inputs: Sequence[str], detector: Detector) -> list[Path]:
     """The files that names, folders and patterns mean, each once, in a stable order.
 
+    Of a folder, those that the detector takes: images, or frame files (see `data.rig`).
+
     Raises:
-        FileNotFoundError: a name or a pattern without any file.
+        FileNotFoundError: a name or a pattern without any such file.
     """
+    takes_images = isinstance(detector.config.data, CocoConfig)
+    suffixes = IMAGE_SUFFIXES if takes_images else (".json",)
     files: dict[Path, None] = {}
     for text in inputs:
         path = Path(text)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in (*IMAGE_SUFFIXES, ".json"))
-        elif path.is_file():
-            found = [path]
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
+            if not found:
+                kind = "image" if takes_images else "frame file (.json)"
+                raise FileNotFoundError(f"{text}: no {kind} in this folder, which {detector.config.model.name} needs")
         else:
-            found = [Path(name) for name in sorted(glob.glob(text, recursive=True)) if Path(name).is_file()]
-        if not found:
-            raise FileNotFoundError(f"{text}: no such file, or no image or frame file in it")
+            names = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))
+            found = [Path(name) for name in names if Path(name).is_file()]
+            if not found:
+                raise FileNotFoundError(f"{text}: no such file")
         files.update(dict.fromkeys(found))
     return list(files)
 
 
 def predict_files(
     detector: Detector, files: Sequence[Path], out: Path, threshold: float = 0.3, batch_size: int = 1
-) -> None:
+) -> str:
     """Detect objects in every file; write a picture of each and one `predictions.json` into a folder.
 
     The JSON maps each file to its detections: {"label", "score", "box"}, where a box is
     (x0, y0, x1, y1) in pixels, or (x, y, z, w, l, h, yaw, vx, vy) in the lidar frame: metres, radians, m/s.
+
+    Returns:
+        A line that says what came out.
+
+    Raises:
+        InputError: files in which nothing could be detected. All others have their pictures and their entries.
     """
     out.mkdir(parents=True, exist_ok=True)
     results: dict[str, list[dict[str, Any]]] = {}
+    faults: list[str] = []
     taken: set[str] = set()
-    for start in track(range(0, len(files), batch_size), "predicting"):
-        chosen = list(files[start : start + batch_size])
-        for path, found in zip(chosen, detector.predict(chosen, threshold, batch_size), strict=True):
-            draw_detections(found, _picture_name(out, path.stem, taken), threshold=threshold)
-            results[str(path)] = [
-                {"label": detector.class_names[label], "score": score, "box": box}
-                for label, score, box in zip(
-                    found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
-                )
-            ]
-    (out / "predictions.json").write_text(json.dumps(results, indent=1))
-    print(f"{sum(map(len, results.values()))} detections in {len(files)} inputs; pictures and predictions.json: {out}")
+    try:
+        for start in track(range(0, len(files), batch_size), "predicting"):
+            for path, found in _predict_each(detector, files[start : start + batch_size], threshold):
+                if isinstance(found, Exception):
+                    faults.append(str(found) if str(path) in str(found) else f"{path}: {found}")
+                    continue
+                draw_detections(found, _picture_name(out, path.stem, taken), threshold=threshold)
+                results[str(path)] = [
+                    {"label": detector.class_names[label], "score": score, "box": box}
+                    for label, score, box in zip(
+                        found.labels.tolist(), found.scores.tolist(), found.boxes.tolist(), strict=True
+                    )
+                ]
+    finally:  # when it is interrupted, too
+        write_text(out / "predictions.json", json.dumps(results, indent=1))
+    told = (
+        f"{sum(map(len, results.values()))} detections in {len(results)} inputs; pictures and predictions.json: {out}"
+    )
+    if len(faults) == len(files) == 1:
+        raise InputError(faults[0])
+    if faults:
+        more = f"\n  ... and {len(faults) - 8} more" if len(faults) > 8 else ""
+        listed = "\n  ".join(faults[:8])
+        raise InputError(f"{told}\n{len(faults)} of {len(files)} inputs could not be used:\n  {listed}{more}")
+    return told
+
+
+def _predict_each(
+    detector: Detector, files: Sequence[Path], threshold: float
+) -> list[tuple[Path, Detections | ValueError | OSError]]:
+    """What is found in each file, or why nothing can be: one that is damaged does not take its batch along."""
+    try:
+        return list(zip(files, detector.predict(files, threshold, len(files)), strict=True))
+    except (ValueError, OSError) as error:
+        if len(files) == 1:
+            return [(files[0], error)]
+        return [pair for path in files for pair in _predict_each(detector, [path], threshold)]
 
 
 def draw_samples(

@@ -1,10 +1,12 @@
 """The command line: what it does, and what it says when it cannot."""
 
 import json
+import signal
 import subprocess
 import sys
 
 import pytest
+from nursery import wait_until
 from PIL import Image
 
 from bevdet_core.cli import VERBS, main
@@ -73,11 +75,73 @@ def test_print_config_gives_what_train_takes_back(small, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_wrong_verb_is_named(capsys):
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["trian"], "no verb 'trian'; nearest: train"),
+        (["train", "a.yaml", "--run", ""], "--run/--run_folder: a path must not be empty"),
+        (["evaluate", "runs/a/config.yaml"], "runs/a/config.yaml holds settings, no weights: give a run folder or a"),
+        (["export", "a.yml", "--out", "a.onnx"], "a.yml holds settings, no weights"),
+        (["predict", "runs/a", "a.json", "--batch_size", "0"], "--batch_size: expected a whole number of at least 1"),
+        (["predict", "runs/a", "a.json", "--threshold", "nan"], "--threshold: expected a score from 0 to 1, got 'nan'"),
+        (["predict", "runs/a", "a.json", "--threshold", "2"], "--threshold: expected a score from 0 to 1, got '2'"),
+        (["export", "a", "--out", "a.onnx", "--image_size", "0x3"], "expected WIDTHxHEIGHT such as 800x450, got '0x3'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_word_that_cannot_be_meant_is_named(words, told, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["trian"])
+        main(words)
     assert end.value.code == 2
-    assert "trian" in capsys.readouterr().err
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["visualize", "a.yaml", "--width", "300"], "--width is that of a film: it goes with --scene"),
+        (
+            ["visualize", "a.yaml", "--scene", "s", "--frames", "f"],
+            "--frames writes single samples: it goes with --sam",
+        ),
+    ],
+)
+def test_options_that_do_not_go_together(words, told, capsys):
+    assert main(words) == 2
+    assert told in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys):
+    import bevdet_core
+
+    with pytest.raises(SystemExit) as end:
+        main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"bevdet {bevdet_core.__version__}\n"
+
+
+def test_the_errors_of_the_system_name_the_file_first(small, tmp_path, capsys):
+    (tmp_path / "taken").write_text("a file, no folder")
+    assert run("visualize", small, "--out", tmp_path / "taken") == 1
+    assert capsys.readouterr().err == f"bevdet visualize: {tmp_path / 'taken'}: File exists\n"
+
+
+def test_a_reader_that_has_had_enough_is_no_error():
+    command = f"{sys.executable} -m bevdet_core.cli train configs/demo/detr3d.yaml --print_config"
+    done = subprocess.run(
+        ["bash", "-c", f"{command} | head -n 1; echo ${{PIPESTATUS[0]}}"], capture_output=True, text=True
+    )
+    assert done.stdout.splitlines()[0] == "model:"
+    assert done.stderr == ""
+
+
+def test_sigterm_ends_a_verb_and_leaves_nothing_half_written(tmp_path, nursery):
+    child = nursery.start(["synthesize", "nuscenes", "--out", tmp_path / "set", "--scenes", 6])
+    wait_until(lambda: list(tmp_path.glob(".set.*.partial/samples/*/*.jpg")), child)
+    child.kill(signal.SIGTERM)
+    assert child.wait() == 143
+    assert "bevdet synthesize: stopped by SIGTERM" in child.told()
+    assert not list(tmp_path.iterdir())
 
 
 def test_wrong_settings_and_files_end_in_one_line(small, tmp_path, capsys):
@@ -87,7 +151,6 @@ def test_wrong_settings_and_files_end_in_one_line(small, tmp_path, capsys):
         (["train", small, "--data.root", tmp_path / "nowhere", "--run", tmp_path / "r"], ["nowhere"]),
         (["evaluate", tmp_path / "none.safetensors"], ["none.safetensors", "no such checkpoint"]),
         (["evaluate", tmp_path], ["no model.safetensors"]),
-        (["predict", tmp_path / "none.safetensors", tmp_path / "*.json"], ["*.json", "no such file"]),
         (["visualize", small, "--samples", "99", "--out", tmp_path / "p"], ["'99'", "0 to 3"]),
     ]
     for words, expected in cases:

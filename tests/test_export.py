@@ -206,7 +206,7 @@ class TestRefusals:
     def test_what_cannot_be_exported(self, run_folder, tmp_path, capsys, monkeypatch):
         assert main(["export", run_folder, "--out", str(tmp_path / "a.engine")]) == 1
         assert ".onnx or a .pt2" in capsys.readouterr().err
-        monkeypatch.setattr("bevdet_core.export.writers.find_spec", lambda name: None)
+        monkeypatch.setattr("bevdet_core.extras.find_spec", lambda name: None)
         assert main(["export", run_folder, "--out", str(tmp_path / "a.onnx")]) == 1
         assert "pip install 'bevdet-core[export]'" in capsys.readouterr().err
         assert not list(tmp_path.glob("a.*"))

@@ -174,7 +174,10 @@ class NuScenesIndex:
             rows = np.flatnonzero(np.isin(self.sample_scene, self._splits[split]))
             if not len(rows):
                 present = ", ".join(name for name, scenes in self._splits.items() if scenes) or "none"
-                raise ValueError(f"split {split!r} has no sample in this data set; splits with samples: {present}")
+                raise ValueError(
+                    f"split {split!r} has no sample in this data set; splits with samples: {present} (choose with "
+                    "data.train_split and data.val_split)"
+                )
             return rows
         picked: set[int] = set()
         for name in filter(None, (part.strip() for part in split.split(","))):

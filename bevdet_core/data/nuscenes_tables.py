@@ -27,6 +27,7 @@ from ..documents import (
     shown,
     unique_keys,
 )
+from ..extras import require
 from ..geometry import pose
 from .file_names import leaves_folder
 from .images import SampleError
@@ -159,7 +160,12 @@ def read_tables(folder: Path) -> Arrays:
 
     A record that points to a missing one, is incomplete or holds a number that is not finite is left out and noted in
     `info["faults"]`; what depends on it is left out as well.
+
+    Raises:
+        SampleError: a table is missing or damaged.
+        ImportError: the devkit is not installed, which knows categories and splits.
     """
+    require("nuscenes", "indexing the tables of nuScenes", "nuscenes")
     faults: list[Fault] = []
     samples = _read_samples(folder, faults)
     frames = _read_frames(folder, samples, faults)
@@ -425,21 +431,25 @@ def _bounded(values: Sequence[float]) -> bool:
     return all(abs(value) < LARGEST for value in values)
 
 
+def official_splits() -> dict[str, list[str]]:
+    """The names of the scenes of every split of nuScenes."""
+    require("nuscenes", "the splits of nuScenes", "nuscenes")
+    from nuscenes.utils.splits import create_splits_scenes
+
+    return create_splits_scenes()
+
+
 def _known_categories() -> dict[str, str | None]:
     """Every nuScenes category, with its detection class or None."""
-    try:
-        from nuscenes.eval.detection.utils import category_to_detection_name
-        from nuscenes.utils.color_map import get_colormap
-    except ImportError as error:
-        raise ImportError("indexing nuScenes tables needs the devkit: pip install 'bevdet-core[nuscenes]'") from error
+    from nuscenes.eval.detection.utils import category_to_detection_name
+    from nuscenes.utils.color_map import get_colormap
+
     return {name: category_to_detection_name(name) for name in get_colormap()}
 
 
 def _splits(folder: Path, scenes: Sequence[str]) -> dict[str, list[int]]:
     """The scene rows of every official split and of those in the data set's own `splits.json`."""
-    from nuscenes.utils.splits import create_splits_scenes
-
-    splits = create_splits_scenes()
+    splits = official_splits()
     if (folder / "splits.json").is_file():
         splits |= _own_splits(folder / "splits.json")
     rows = {name: i for i, name in enumerate(scenes)}

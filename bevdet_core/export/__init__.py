@@ -17,9 +17,10 @@ from bevdet_ops import use_reference
 
 from ..config import CocoConfig, Config
 from ..detector import Detector
+from ..extras import require
 from ..files import write_text, written_aside
 from .graphs import Graph, Port, graph_of
-from .writers import WRITERS, Run, require_onnx
+from .writers import WRITERS, Run
 
 __all__ = [
     "TOLERANCE",
@@ -33,6 +34,7 @@ __all__ = [
     "export",
     "graph_of",
     "in_our_order",
+    "require_format",
     "trace",
 ]
 
@@ -81,10 +83,7 @@ def export(detector: Detector, out: str | Path, image_size: tuple[int, int] | No
         ExportError: the graph differs from the detector by more than `TOLERANCE`.
     """
     out = Path(out)
-    if out.suffix not in WRITERS:
-        raise ValueError(f"{out}: a detector is exported to an .onnx or a .pt2 file (torch.export)")
-    if out.suffix == ".onnx":
-        require_onnx()
+    require_format(out)
     height, width = image_size or _image_size(detector.config)
     divisor = detector.config.model.pixels.size_divisor
     graph = graph_of(detector, (-(-height // divisor) * divisor, -(-width // divisor) * divisor))
@@ -97,6 +96,19 @@ def export(detector: Detector, out: str | Path, image_size: tuple[int, int] | No
             difference = check(graph, run, expected)
     write_text(out.with_suffix(".json"), json.dumps(description, indent=1))
     return Exported(out, description, difference)
+
+
+def require_format(out: Path) -> None:
+    """Check that a graph can be written to a file of this name.
+
+    Raises:
+        ValueError: another suffix than .onnx or .pt2.
+        ImportError: packages of the extra `export` are missing.
+    """
+    if out.suffix not in WRITERS:
+        raise ValueError(f"{out}: a detector is exported to an .onnx or a .pt2 file (torch.export)")
+    if out.suffix == ".onnx":
+        require("export", "ONNX export", "onnx", "onnxruntime", "onnxscript")
 
 
 def trace(graph: Graph) -> ExportedProgram:

@@ -8,7 +8,6 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +61,6 @@ WRITERS: dict[str, Callable[[ExportedProgram, Path, Mapping[str, Any]], Run]] = 
     ".onnx": write_onnx,
     ".pt2": write_pt2,
 }
-
-
-def require_onnx() -> None:
-    """Raise ImportError, with the command that helps, where packages for ONNX are missing."""
-    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
-    if missing:
-        raise ImportError(f"ONNX export needs {', '.join(missing)}: pip install 'bevdet-core[export]'")
 
 
 def _stable_sort(values, stable=None, dim: int = -1, descending: bool = False):

@@ -24,6 +24,7 @@ from .style import (
     stroke_width,
 )
 
+WIDTHS = range(160, 16385)  # in pixels; in less there is nothing to be seen
 VELOCITY = "velocity, 1 s ahead"
 TRAIL = "earlier places; a colour for each object"
 
@@ -44,15 +45,17 @@ def draw_frame(
     Args:
         sample: 1 to N cameras of any sizes.
         layers: objects with 3D boxes, drawn one after the other.
-        width: of the picture in pixels.
+        width: of the picture in pixels, within `WIDTHS`.
         reach: metres that the bird's-eye view shows ahead and behind.
         points: lidar points for the bird's-eye view.
         ego_path: where the lidar was before, for the bird's-eye view.
         note: a line under the names of scene and sample.
 
     Raises:
-        ValueError: a sample without calibration or without images.
+        ValueError: a sample without calibration or without images, or a width beyond reason.
     """
+    if width not in WIDTHS:
+        raise ValueError(f"a picture's width must lie between {WIDTHS[0]} and {WIDTHS[-1]} pixels, got {width}")
     if not sample.cameras:
         raise ValueError(f"sample {sample.token!r} has no calibrated camera; 3D boxes need at least one")
     unit, gap = width / 1920, max(2, width // 320)

@@ -208,6 +208,7 @@ class TestScene:
         for words, told in (
             (("--scene", "scene-0104"), "no scene 'scene-0104' in split 'mini_val'; nearest: scene-0103"),
             (("--scene", "scene-0103", "--out", tmp_path / "s.avi"), "one of .mp4, .gif, .rrd"),
+            (("--scene", "scene-0103", "--width", "3"), "width must lie between 160 and 16384 pixels, got 3"),
         ):
             assert self.render(config, *words) == 1
             assert told in capsys.readouterr().err

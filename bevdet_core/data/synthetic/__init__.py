@@ -2,5 +2,6 @@
 
 from .coco import synthesize_coco
 from .nuscenes import synthesize_nuscenes
+from .staging import settings_of
 
-__all__ = ["synthesize_coco", "synthesize_nuscenes"]
+__all__ = ["settings_of", "synthesize_coco", "synthesize_nuscenes"]

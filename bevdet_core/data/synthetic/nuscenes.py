@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..nuscenes_tables import official_splits
 from .staging import check_picture_arguments, is_complete, run_all, written_aside
 from .tables import TABLES, Row, fixed_tables, token
 
@@ -121,13 +122,11 @@ def synthesize_nuscenes(
 
 
 def _scene_names(version: str, train: int, val: int) -> list[str]:
-    from nuscenes.utils.splits import create_splits_scenes
-
     splits = {"v1.0-mini": ("mini_train", "mini_val"), "v1.0-trainval": ("train", "val")}
     if version not in splits:
         raise ValueError(f"version must be one of {', '.join(splits)}, got {version!r}")
     names: list[str] = []
-    available = create_splits_scenes()
+    available = official_splits()
     for split, wanted in zip(splits[version], (train, val), strict=True):
         if wanted > len(available[split]):
             raise ValueError(

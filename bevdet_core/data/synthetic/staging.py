@@ -53,6 +53,14 @@ def is_complete(out: Path, manifest: dict[str, Any]) -> bool:
     return True
 
 
+def settings_of(out: Path) -> dict[str, str]:
+    """The settings, by dotted name, that a configuration needs to use a synthetic data set."""
+    settings = {"data.root": str(out)}
+    if json.loads((out / MANIFEST).read_text()).get("version") == "v1.0-mini":  # not what configurations start from
+        settings |= {"data.version": "v1.0-mini", "data.train_split": "mini_train", "data.val_split": "mini_val"}
+    return settings
+
+
 @contextmanager
 def written_aside(out: Path, manifest: dict[str, Any]) -> Iterator[Path]:
     """A new folder next to `out` that takes its place when the block ends, and vanishes when the block fails."""
