@@ -242,7 +242,7 @@ def synthesize(argv: list[str]) -> None:
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="FORMAT", help="nuscenes or coco")
     for name, unit, count in (("nuscenes", "scenes", 10), ("coco", "images", 200)):
         kind = kinds.add_parser(name, help=f"{unit} in the {name} layout")
-        kind.add_argument("--out", type=file_path, required=True, help="folder to write; must be empty or absent")
+        kind.add_argument("--out", type=file_path, required=True, help="folder to write; nothing else may be in it")
         kind.add_argument(f"--{unit}", type=int, default=count, help=f"number of {unit}; default: {count}")
         kind.add_argument("--seed", type=int, default=0, help="same seed, same bytes; default: 0")
         if name == "nuscenes":
