@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
+import torch
+
+QUICK = [pytest.param(range(60), id="quick")]
+LONG = [pytest.param(range(60 + 500 * i, 560 + 500 * i), marks=pytest.mark.soak, id=f"soak{i}") for i in range(4)]
+every_seed = pytest.mark.parametrize("seeds", QUICK + LONG)
 
 HOSTILE: list[Any] = [
     *(None, True, False, 0, -1, 1, 3, 2**31, 2**63, -(2**63) - 1, 10**40, 0.5, -0.0, 1e-300, 1e308),
@@ -83,6 +90,43 @@ def damaged_json(content: Any, rng: np.random.Generator) -> bytes:
     if rng.random() < 0.75:
         return json.dumps(damaged_tree(content, rng)).encode()
     return damaged_bytes(json.dumps(content).encode(), rng)
+
+
+def damaged_safetensors(content: bytes, rng: np.random.Generator) -> bytes:
+    """A safetensors file with damage to the names, kinds and shapes that it tells, or anywhere."""
+    if rng.random() < 0.5:
+        return damaged_bytes(content, rng)
+    (length,) = struct.unpack("<Q", content[:8])
+    text = damaged_json(json.loads(content[8 : 8 + length]), rng)
+    return struct.pack("<Q", len(text)) + text + content[8 + length :]
+
+
+def damaged_tensors(tensors: dict[str, torch.Tensor], rng: np.random.Generator) -> dict[str, torch.Tensor]:
+    """Tensors of which some are missing, renamed, swapped, or of another shape, kind or content."""
+    out = dict(tensors)
+    for _ in range(rng.integers(1, 4)):
+        name, other = map(str, rng.choice(sorted(out), 2))
+        tensor = out[name]
+        kind = rng.integers(8)
+        if kind == 0:
+            del out[name]
+        elif kind == 1:
+            out[f"{name}{rng.choice(['x', '/0', '.0', '0'])}"] = out.pop(name)
+        elif kind == 2:
+            out[name] = out[other]
+        elif kind == 3:
+            out[name] = tensor[None].repeat(2, *[1] * tensor.dim())
+        elif kind == 4:
+            out[name] = tensor.flatten()[: int(rng.integers(0, 3))]
+        elif kind == 5:
+            out[name] = tensor.to(torch.int64)
+        elif kind == 6:
+            out[name] = tensor.to(torch.float16)
+        else:
+            out[name] = torch.full_like(tensor, float("nan") if tensor.is_floating_point() else 97)
+        if not out:
+            break
+    return out
 
 
 def outcome(use: Callable[[], object]) -> BaseException | None:

@@ -10,11 +10,22 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from damage import SNIPPETS, YAML_SNIPPETS, damaged_bytes, damaged_json, damaged_tree, outcome
+from damage import (
+    SNIPPETS,
+    YAML_SNIPPETS,
+    damaged_bytes,
+    damaged_json,
+    damaged_safetensors,
+    damaged_tree,
+    every_seed,
+    outcome,
+)
 from PIL import Image
 
 from bevdet_core import Detector, checkpoint
 from bevdet_core.config import CocoConfig, NuScenesConfig, load_config
+from bevdet_core.data import build_dataset
+from bevdet_core.data.can_bus import CanBus
 from bevdet_core.data.coco import CocoDataset
 from bevdet_core.data.images import read_image
 from bevdet_core.data.nuscenes import NuScenesDataset
@@ -22,10 +33,6 @@ from bevdet_core.data.nuscenes_tables import FIELDS
 from bevdet_core.data.rig import read_frame
 from bevdet_core.models import build_model
 from bevdet_core.weights import read_weights
-
-QUICK = [pytest.param(range(60), id="quick")]
-LONG = [pytest.param(range(60 + 500 * i, 560 + 500 * i), marks=pytest.mark.soak, id=f"soak{i}") for i in range(4)]
-every_seed = pytest.mark.parametrize("seeds", QUICK + LONG)
 
 CONFIG = {
     "model": {
@@ -36,22 +43,6 @@ CONFIG = {
     "data": {"name": "nuscenes", "root": "x", "input_size": [32, 64], "augment": {"flip": 0.5}, "classes": ["car"]},
     "train": {"lr_factors": {"backbone": 0.1}, "milestones": [3], "precision": "fp32", "epochs": 3},
 }
-
-
-@pytest.fixture
-def check():
-    """A function that notes what is no error of ours, or does not name its culprit."""
-    found: list[str] = []
-
-    def note(seed: int, error: BaseException | None, *names: str) -> None:
-        if error is None:
-            return
-        ours = type(error).__module__.startswith("bevdet_core") or type(error) in (ValueError, FileNotFoundError)
-        if not ours or not any(name in str(error) for name in names):
-            found.append(f"seed {seed}: {type(error).__name__}: {str(error)[:300]}")
-
-    yield note
-    assert not found, "\n".join(found)
 
 
 @every_seed
@@ -74,15 +65,7 @@ def test_configurations(seeds, check, tmp_path):
 
 @every_seed
 def test_coco_annotations(seeds, check, tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
-    content = {
-        "images": [{"id": i, "file_name": "a.png", "width": 40, "height": 30} for i in (1, 2)],
-        "categories": [{"id": 1, "name": "car"}, {"id": 7, "name": "bus"}],
-        "annotations": [
-            {"id": i, "image_id": 1 + i % 2, "category_id": 7, "bbox": [1, 2, 10, 12.5], "area": 9.0, "iscrowd": 0}
-            for i in range(3)
-        ],
-    }
+    content = coco_content(tmp_path)
     path = tmp_path / "annotations.json"
     for seed in seeds:
         path.write_bytes(damaged_json(content, np.random.default_rng([2, seed])))
@@ -95,6 +78,19 @@ def test_coco_annotations(seeds, check, tmp_path):
                 dataset.transform(dataset[i], np.random.default_rng(0))
 
         check(seed, outcome(use), "annotations.json", str(tmp_path))
+
+
+def coco_content(folder: Path) -> dict:
+    """Annotations of an image, which is written into the folder, under two ids."""
+    Image.new("RGB", (40, 30)).save(folder / "a.png")
+    return {
+        "images": [{"id": i, "file_name": "a.png", "width": 40, "height": 30} for i in (1, 2)],
+        "categories": [{"id": 1, "name": "car"}, {"id": 7, "name": "bus"}],
+        "annotations": [
+            {"id": i, "image_id": 1 + i % 2, "category_id": 7, "bbox": [1, 2, 10, 12.5], "area": 9.0, "iscrowd": 0}
+            for i in range(3)
+        ],
+    }
 
 
 @every_seed
@@ -200,3 +196,43 @@ def test_images(seeds, check, tmp_path):
         for seed in seeds:
             path.write_bytes(damaged_bytes(whole, np.random.default_rng([7, seed])))
             check(seed, outcome(lambda path=path: read_image(path, upright=True)), path.name)
+
+
+@every_seed
+def test_can_bus_files(seeds, check, tmp_path):
+    rest = {"pos": [1.0, 2, 3], "accel": [0, 0, 9.8], "rotation_rate": [0.0, 0, 0.1], "vel": [4.0, 0, 0]}
+    content = [{"utime": 1_000_000 + 20_000 * i, "orientation": [1.0, 0, 0, 0.1], **rest} for i in range(3)]
+    signals = CanBus(tmp_path).signals
+    for seed in seeds:  # a name of its own for each, as what was read is remembered
+        (tmp_path / f"{seed}_pose.json").write_bytes(damaged_json(content, np.random.default_rng([8, seed])))
+
+        def use(seed=seed):
+            assert np.isfinite(signals(str(seed), 1_010_000)).all()
+
+        check(seed, outcome(use), f"{seed}_pose.json")
+
+
+@every_seed
+@pytest.mark.parametrize("kind", ["coco", "nuscenes"])
+def test_index_files(kind, seeds, check, synthetic_copy, tmp_path):
+    """Damage is noticed whatever it hits, and the index is built anew."""
+    (tmp_path / "annotations.json").write_text(json.dumps(coco_content(tmp_path)))
+    config = {
+        "coco": CocoConfig(root=str(tmp_path), train_annotations="annotations.json", train_images="."),
+        "nuscenes": NuScenesConfig(root=str(synthetic_copy), version="v1.0-mini", train_split="mini_train"),
+    }[kind]
+    dataset = build_dataset(config, training=True)
+    path = dataset.index.path
+
+    def content(index):
+        return [[name, getattr(index, name).tolist()] for name in type(index).__annotations__]
+
+    truth = content(dataset.index)
+    whole = path.read_bytes()
+    for seed in seeds:
+        path.write_bytes(damaged_safetensors(whole, np.random.default_rng([9, seed])))
+
+        def use():
+            assert content(build_dataset(config, training=True).index) == truth
+
+        check(seed, outcome(use), path.name)

@@ -1,7 +1,8 @@
 """Index files: what large JSON tables boil down to, built once and mapped into memory ever after.
 
-An index is one safetensors file of plain columns and a little JSON. It opens in milliseconds, processes that read it
-share its pages, and it remembers the stamp of the tables it was built from: another stamp makes it stale.
+An index is one safetensors file of plain columns and a little JSON. It opens as quickly as its bytes can be summed up,
+processes that read it share its pages, and it remembers the stamp of the tables it was built from: another stamp, or
+another sum, makes it stale.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import os
 import stat
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,17 +26,32 @@ Index = TypeVar("Index")
 
 
 def read_index(path: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The columns of an index file, mapped and not yet read, and its JSON.
+    """The columns of an index file, mapped, and its JSON.
 
     Raises:
         FileNotFoundError: there is none.
-        SafetensorError: it is damaged.
+        SafetensorError: it is damaged in its header, or cut off.
+        ValueError: it is damaged elsewhere.
     """
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
         columns = {name: file.get_tensor(name).numpy() for name in file.keys()}  # noqa: SIM118
-        return columns, json.loads(file.metadata()["info"])
+        checksum, _, text = (file.metadata() or {}).get("info", "").partition(" ")
+    if checksum != _checksum(columns, text):
+        raise ValueError(f"{path} is damaged: remove it, and it will be built anew")
+    return columns, json.loads(text)
+
+
+def write_index(path: Path, columns: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
+    """Write what `read_index` reads; it is complete or not there."""
+    from safetensors.numpy import save_file
+
+    columns, text = {name: np.ascontiguousarray(column) for name, column in columns.items()}, json.dumps(info)
+    with written_aside(path) as aside:
+        # One entry, as several would stand there in any order: the same tables give the same bytes.
+        save_file(columns, aside, {"info": f"{_checksum(columns, text)} {text}"})
+        aside.chmod(0o644)  # safetensors writes for the owner alone; the tables' folder is often shared
 
 
 def open_fresh(
@@ -63,7 +80,7 @@ def open_fresh(
         if (index := _open_if_fresh(path, stamp, open_index)) is None:
             with Console(stderr=True).status(f"reading the tables once, for the index {path}"):
                 columns, info = build()
-                _write(path, columns, {**info, "stamp": stamp})
+                write_index(path, columns, {**info, "stamp": stamp})
             index = open_index(path)
     return index
 
@@ -121,14 +138,13 @@ def _open_if_fresh(path: Path, stamp: str, open_index: Callable[[Path], Index]) 
     return index if index.stamp == stamp else None  # type: ignore[attr-defined]
 
 
-def _write(path: Path, columns: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
-    from safetensors.numpy import save_file
-
-    with written_aside(path) as aside:
-        save_file(
-            {name: np.ascontiguousarray(column) for name, column in columns.items()}, aside, {"info": json.dumps(info)}
-        )
-        aside.chmod(0o644)  # safetensors writes for the owner alone; the tables' folder is often shared
+def _checksum(columns: Mapping[str, np.ndarray], text: str) -> str:
+    """A sum over all that an index holds."""
+    total = zlib.crc32(text.encode())
+    for name, column in sorted(columns.items()):
+        kind = f"{name} {column.dtype} {column.shape}"
+        total = zlib.crc32(column, zlib.crc32(kind.encode(), total))  # type: ignore[arg-type]
+    return str(total)
 
 
 def _writable(folder: Path) -> bool:

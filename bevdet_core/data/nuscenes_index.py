@@ -1,7 +1,7 @@
 """A compact index of the nuScenes tables: built once, mapped into memory ever after.
 
 The devkit needs a minute and gigabytes to load the tables of v1.0-trainval. The index is one safetensors file of plain
-columns: it opens in milliseconds without the devkit, and processes that read it share its pages. A change of any table
+columns: it opens at once, without the devkit, and processes that read it share its pages. A change of any table
 (size or modification time) makes it stale, and it is built again.
 """
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from bevdet_core.config import NuScenesConfig
 from bevdet_core.data.images import SampleError
+from bevdet_core.data.index_file import read_index, write_index
 from bevdet_core.data.nuscenes_index import NuScenesIndex, open_index
 from bevdet_core.geometry import yaw_of
 
@@ -320,11 +319,10 @@ def test_more_sensors_than_a_vehicle_has(synthetic_copy: Path, edit_table: Calla
 
 def test_an_index_cannot_name_files_outside_of_the_root(synthetic_copy: Path) -> None:
     path = open_index(synthetic_copy, "v1.0-mini").path
-    with safe_open(path, "np") as file:
-        metadata = file.metadata()
-    columns = {name: column.copy() for name, column in load_file(path).items()}
+    columns, info = read_index(path)
+    columns["camera_file"] = columns["camera_file"].copy()
     columns["camera_file"][..., :3] = list(b"../")
-    save_file(columns, path, metadata)
+    write_index(path, columns, info)
     index = open_index(synthetic_copy, "v1.0-mini")
     with pytest.raises(SampleError, match=rf"{path.name}: the file name '\.\./.*' leads out of the root"):
         index.camera_file(0, "CAM_FRONT")
