@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..documents import parse_json
-from .ego_motion import FramePose
+from ..documents import is_number, is_text, parse_json, shown
+from .ego_motion import SIGNALS, FramePose
 
-POSE_ARRAYS = ("lidar2global", "lidar2ego", "can_bus")  # of a `FramePose`
+POSE_ARRAYS = {"lidar2global": (4, 4), "lidar2ego": (4, 4), "can_bus": (SIGNALS,)}  # of a `FramePose`
 
 
 @dataclass
@@ -85,10 +85,11 @@ class BevMemory:
         for i, (lane, frames) in enumerate(parse_json(bytes(tensors["names"].tolist()))):
             self._lanes[lane] = []
             for k, (name, timestamp) in enumerate(frames):
-                arrays: dict[str, Any] = {
-                    x: tensors[f"{i}/{k}/{x}"].numpy() for x in POSE_ARRAYS if f"{i}/{k}/{x}" in tensors
-                }
-                pose = FramePose(name, timestamp=timestamp, **arrays)
+                arrays = {x: tensors[f"{i}/{k}/{x}"] for x in POSE_ARRAYS if f"{i}/{k}/{x}" in tensors}
+                if not (_fit(arrays) and is_text(name) and (timestamp is None or is_number(timestamp))):
+                    raise ValueError(f"what is remembered of frame {shown(name)} is no pose and time")
+                poses: dict[str, Any] = {x: array.numpy() for x, array in arrays.items()}
+                pose = FramePose(name, timestamp=timestamp, **poses)
                 self._lanes[lane].append(SeenFrame(pose, tensors[f"{i}/{k}/bev"].to(device)))
 
     def _unbroken(self, lane: Hashable, pose: FramePose) -> list[SeenFrame]:
@@ -116,3 +117,11 @@ def rounds(lanes: Sequence[Hashable]) -> list[list[int]]:
             out.append([])
         out[turn].append(position)
     return out
+
+
+def _fit(arrays: Mapping[str, Tensor]) -> bool:
+    """Whether arrays of a pose are what they are called."""
+    return all(
+        array.shape == POSE_ARRAYS[name] and array.dtype == torch.float64 and bool(array.isfinite().all())
+        for name, array in arrays.items()
+    )

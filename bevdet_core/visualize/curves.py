@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..documents import is_number, shown
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -25,17 +27,22 @@ def training_curve(log: str | Path | Iterable[Mapping[str, Any]], path: str | Pa
 
     Raises:
         FileNotFoundError: no such log.
-        ValueError: a log with neither a training step nor a known metric, or a suffix of no picture format.
+        ValueError: a log with neither a training step nor a known metric, or with something else than such records, or
+            a suffix of no picture format.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure  # not pyplot, whose state is shared between threads
 
     records = _read(Path(log)) if isinstance(log, str | Path) else list(log)
+    origin = log if isinstance(log, str | Path) else "the log"
+    for record in records:
+        if not _is_record(record):
+            raise ValueError(f"{origin}: no record of a training: {shown(record)}")
     training = [record for record in records if "loss" in record]
     evaluations = [record for record in records if "metrics" in record]
     names = [name for name in HEADLINES if any(name in record["metrics"] for record in evaluations)]
     if not training and not names:
-        raise ValueError(f"{log if isinstance(log, str | Path) else 'the log'}: no training step, no known metric")
+        raise ValueError(f"{origin}: no training step, no known metric")
     columns = bool(training) + bool(names)
     figure = Figure(figsize=(1 + 5 * columns, 4.4), dpi=130, layout="constrained", facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -56,6 +63,15 @@ def _read(path: Path) -> list[dict[str, Any]]:
     from ..runlog import read_log
 
     return read_log(path / "log.jsonl" if path.is_dir() else path)
+
+
+def _is_record(record: object) -> bool:
+    """Whether what is drawn of a record is there and consists of numbers."""
+    if not isinstance(record, Mapping) or "step" not in record or not isinstance(record.get("metrics", {}), Mapping):
+        return False
+    metrics = record.get("metrics", {})
+    drawn = [record[name] for name in ("step", "loss", "lr") if name in record]
+    return all(map(is_number, drawn + [metrics[name] for name in HEADLINES if name in metrics]))
 
 
 def _draw_training(loss: Axes, rate: Axes, records: list[Mapping[str, Any]]) -> None:

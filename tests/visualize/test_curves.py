@@ -71,3 +71,18 @@ def test_wrong_input_is_named(tmp_path):
         training_curve(tmp_path, tmp_path / "curve.png")
     with pytest.raises(ValueError, match=r"'\.xyz' is no picture format"):
         training_curve(RECORDS, tmp_path / "curve.xyz")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        *([1], {"loss": 1.0}, {"step": "one", "loss": 1.0}, {"step": 1, "loss": [2.0]}, {"step": 1, "metrics": 0.5}),
+        *({"step": 1, "metrics": {"mAP": None}}, {"step": 1, "loss": 1.0, "lr": "1e-4"}),
+    ],
+    ids=str,
+)
+def test_what_is_no_record_of_a_training_is_named(tmp_path, record):
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [training(1), record]))
+    with pytest.raises(ValueError, match=r"log\.jsonl: no record of a training: "):
+        training_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    assert not (tmp_path / "curve.png").exists()

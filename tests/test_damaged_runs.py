@@ -1,0 +1,56 @@
+"""A run that is resumed from damaged files goes on, or ends in an error that names them; see test_damaged_files.py."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import torch
+from damage import damaged_json, damaged_safetensors, damaged_tensors, damaged_tree, every_seed, outcome
+from test_training_state import training
+
+from bevdet_core import checkpoint
+from bevdet_core.models.bev_memory import BevMemory, SeenFrame
+from bevdet_core.models.ego_motion import FramePose, motion_between
+from bevdet_core.training_state import TrainingState
+
+
+def learning() -> TrainingState:
+    """A training with an average, and with frames that it has seen."""
+    state = training(ema=True)
+    state.memory = BevMemory(max_gap=1.0, strict=False)
+    state.memory.keep("lane", SeenFrame(FramePose("one", np.eye(4), timestamp=1.0), torch.ones(6, 2)))
+    return state
+
+
+@every_seed
+def test_resumed_trainings(seeds, check, tmp_path):
+    learning().save(tmp_path)
+    (path,) = checkpoint.training_checkpoints(tmp_path)
+    whole, saved = path.read_bytes(), checkpoint.load(path, training=True)
+
+    def use():
+        state = learning()
+        state.restore(tmp_path)
+        state.model(torch.ones(1, 3)).sum().backward()
+        state.optimizer.step()
+        state.average.update_parameters(state.model)
+        for lane in ("lane", "other"):
+            for seen in state.memory.recall(lane, FramePose("two", np.eye(4), timestamp=1.5)):
+                assert seen is None or motion_between(FramePose("two", np.eye(4), timestamp=1.5), seen.pose)
+
+    for seed in seeds:
+        rng = np.random.default_rng([10, seed])
+        kind = rng.integers(4)
+        if kind == 0:
+            path.write_bytes(damaged_safetensors(whole, rng))
+        elif kind == 1:
+            checkpoint.save(path, replace(saved, progress=damaged_tree(saved.progress, rng)))
+        elif kind == 2:
+            checkpoint.save(path, replace(saved, training=damaged_tensors(saved.training, rng)))
+        else:
+            names = damaged_json(json.loads(bytes(saved.training["memory/names/0"].tolist())), rng)
+            text = torch.frombuffer(bytearray(names or b" "), dtype=torch.uint8)
+            checkpoint.save(path, replace(saved, training=saved.training | {"memory/names/0": text}))
+        check(seed, outcome(use), path.name)
