@@ -48,6 +48,34 @@ def test_help_loads_nothing_heavy(words):
     assert done.stderr.strip() == "[]"
 
 
+def test_settings_are_checked_before_anything_heavy_is_loaded(tmp_path):
+    (tmp_path / "wrong.yaml").write_text("train: {learning_rate: 1}")
+    words = [["train", "configs/demo/detr3d.yaml", "--print_config"], ["train", str(tmp_path / "wrong.yaml")]]
+    code = (
+        "import sys, bevdet_core\nfrom bevdet_core.cli import main\n"
+        f"status = [main(each) for each in {words}]\n"
+        "found = {'torch', 'scipy', 'numba', 'matplotlib'} & sys.modules.keys()\n"
+        "print(status, sorted(found))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[0, 1] []"
+
+
+def test_deterministic_runs_are_equal_to_the_bit(small, nursery, tmp_path, capsys):
+    from test_engine import assert_same_run
+
+    from bevdet_core.config import load_config
+
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for folder in runs:
+        child = nursery.start(["train", small, "--run", folder, "--deterministic", "--model.dropout", "0.2"])
+        assert child.wait() == 0, child.told()
+        assert load_config(folder / "config.yaml").train.deterministic
+    assert_same_run(*runs)
+    assert run("train", small, "--print_config") == 0
+    assert "deterministic: false" in capsys.readouterr().out
+
+
 def test_all_settings_are_listed(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help_settings"])
