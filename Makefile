@@ -38,7 +38,7 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[nuscenes,coco,export,video,viz,dev]"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e ".[nuscenes,coco,export,video,viz,docs,dev]"
 	touch $@
 
 $(VENV)/docs.stamp: $(BIN)/python pyproject.toml constraints.txt

@@ -7,6 +7,8 @@ import importlib
 import inspect
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -172,3 +174,12 @@ def test_the_site_has_every_page() -> None:
     nav = set(leaves(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     written = {str(page.relative_to(ROOT / "docs")) for page in PAGES if page.is_relative_to(ROOT / "docs")}
     assert nav == written | {"operator.md", "changelog.md", "contributing.md"}
+
+
+def test_the_site_builds_and_all_its_links_lead_somewhere(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocstrings")
+    build = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Detect objects." in (tmp_path / "api" / "detector.html").read_text()
+    assert (tmp_path / "operator.png").is_file()

@@ -12,10 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 import yaml
+from PIL import Image
 
-from bevdet_core import Detector
+from bevdet_core import Detector, checkpoint
+from bevdet_core.config import NuScenesConfig
+from bevdet_core.data import build_dataset
+from bevdet_core.data.rig import write_frame
 from bevdet_core.models.deformable_transformer import FeatureTokens
 
 ROOT = Path(__file__).parents[1]
@@ -41,6 +46,39 @@ def pictures() -> list[np.ndarray]:
     """A landscape and a portrait, which cannot share a batch without padding."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, size, dtype=np.uint8) for size in ((60, 90, 3), (90, 60, 3))]
+
+
+def test_the_three_lines_draw_a_frame(synthetic_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    detector = tiny.detector("detr3d")
+    checkpoint.save("demo/run/model.safetensors", detector.checkpoint())
+    cameras = detector.config.data.cameras
+    data = NuScenesConfig(root=str(synthetic_root), version="v1.0-mini", val_split="mini_val", cameras=cameras)
+    frame = build_dataset(data, training=False)[0]
+    write_frame(frame, "demo/frames/10.json")
+    (lines,) = blocks("../README.md", "python")
+    namespace: dict = {}
+    exec(compile(lines.replace("threshold=0.3", "threshold=0.0"), "README.md", "exec"), namespace)
+    found = namespace["detections"]
+    assert len(found.scores) == len(found.labels) == len(found.boxes) > 0
+    torch.testing.assert_close(found.scores, detector.predict(frame).scores)
+    with Image.open("frame.png") as picture:
+        assert picture.width > 500
+
+
+def test_the_coco_page_prints_what_is_found(
+    people: Detector, pictures: list[np.ndarray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint.save("runs/streets-tiny/model.safetensors", people.checkpoint())
+    for name, picture in zip("ab", pictures, strict=True):
+        Image.fromarray(picture).save(f"{name}.jpg")
+    (code,) = blocks("coco.md", "python")
+    exec(compile(code.replace("threshold=0.3", "threshold=0.0"), "coco.md", "exec"), {})
+    printed = capsys.readouterr().out.splitlines()
+    found = people.predict(["a.jpg", "b.jpg"], batch_size=2)
+    assert len(printed) == sum(len(each.scores) for each in found) > 0
+    assert printed[0].startswith(f"person {found[0].scores[0]:.2f} at {found[0].boxes[0, 0]:.0f}, ")
 
 
 def test_the_custom_head_learns(people: Detector, pictures: list[np.ndarray]) -> None:
