@@ -17,7 +17,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     What was written is synced to the disk and takes its place when the block ends; an error in the block leaves what
     was there and removes the rest. Folders are made as needed.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
         yield aside
@@ -32,6 +32,14 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file so that it is never half-written."""
     with written_aside(path) as aside:
         aside.write_text(text)
+
+
+def _make_folder(path: Path) -> None:
+    """A folder, with those above it, whose entries are on the disk as well."""
+    if not path.is_dir():
+        _make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        _sync(path.parent)
 
 
 def _sync(path: Path) -> None:
