@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import boxes as boxes2d
 from . import processes
-from .matching import Assignment, HungarianMatcher, LayerSet, LossError
+from .matching import Assignment, HungarianMatcher, LayerSet, LossError, sample_name
 from .structures import PairedQueries, Predictions, Targets
 
 __all__ = [
@@ -278,7 +278,7 @@ class SetCriterion:
         stacked = torch.stack(list(summands.values()))
         if not stacked.isfinite().all():
             bad = [name for name, value in summands.items() if not value.isfinite()]
-            raise LossError(f"not finite: {', '.join(bad)} of {_not_finite(sets, tokens) or list(tokens)}")
+            raise LossError(f"not finite: {', '.join(bad)} of {_not_finite(sets, tokens)}")
         return {"total": stacked.sum()} | {name: value.detach() for name, value in (summands | metrics).items()}
 
     def _count(self, layers: LayerSet, assignment: Assignment) -> Tensor | float:
@@ -288,8 +288,8 @@ class SetCriterion:
         return processes.mean(torch.tensor(float(number), device=layers.logits.device)).clamp(min=1)
 
 
-def _not_finite(sets: Sequence[LayerSet], tokens: Sequence[str]) -> list[str]:
-    """The images with predictions that are not finite."""
+def _not_finite(sets: Sequence[LayerSet], tokens: Sequence[str]) -> str:
+    """The samples with predictions that are not finite, in words; all of the batch, where it is not the predictions."""
     B = len(sets[0].targets)
     bad = torch.zeros(B, dtype=torch.bool)
     for layers in sets:
@@ -297,7 +297,7 @@ def _not_finite(sets: Sequence[LayerSet], tokens: Sequence[str]) -> list[str]:
             continue
         for values in (layers.logits, layers.boxes):
             bad |= ~values.isfinite().all(-1).all(-1).all(0).cpu()
-    return [tokens[image] if tokens else f"image {image}" for image in range(B) if bad[image]]
+    return ", ".join(sample_name(tokens, image) for image in range(B) if bad[image] or not bad.any())
 
 
 def paired_set(name: str, queries: PairedQueries) -> tuple[LayerSet, Assignment]:

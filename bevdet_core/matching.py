@@ -175,11 +175,16 @@ class HungarianMatcher:
         logits, boxes, target = layers.logits[:, image], layers.boxes[:, image], layers.targets[image]
         terms = [t.name for t in self.cost_terms if not t(logits, boxes, target)[layer, query, index].isfinite()]
         raise LossError(
-            f"{tokens[image] if tokens else f'image {image}'}, {layers.names[layer]}: the matching cost "
+            f"{sample_name(tokens, image)}, {layers.names[layer]}: the matching cost "
             f"{' and '.join(map(repr, terms))} of query {query} with target {index} is not finite: "
             f"logits {_numbers(logits[layer, query])}, box {_numbers(boxes[layer, query])}, "
             f"target box {_numbers(target.boxes[index])}"
         )
+
+
+def sample_name(tokens: Sequence[str], image: int) -> str:
+    """A sample of a batch in an error message: by its token, or by its place where there are no tokens."""
+    return f"sample {tokens[image]!r}" if tokens else f"sample {image} of the batch"
 
 
 def _numbers(values: Tensor) -> str:

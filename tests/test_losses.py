@@ -230,8 +230,10 @@ def test_a_loss_that_is_not_finite_names_sample_layer_and_term():
     p, wanted = predictions(), targets()
     with torch.no_grad():
         p.logits[1, 1, 0, 0] = torch.nan  # image 1 has no targets, so no cost shows it
-    with pytest.raises(LossError, match=r"layer1/loss_class of \['frame-b'\]"):
+    with pytest.raises(LossError, match=r"layer1/loss_class of sample 'frame-b'$"):
         focal_criterion()(p, wanted, ["frame-a", "frame-b", "frame-c"])
+    with pytest.raises(LossError, match=r"layer1/loss_class of sample 1 of the batch$"):
+        focal_criterion()(p, wanted)
 
 
 def test_targets_must_go_with_the_predictions():

@@ -138,14 +138,16 @@ def test_a_cost_that_is_not_finite_names_image_layer_and_term(field, term, value
     if field == "logits":
         value = torch.nan  # the sigmoid of infinity is an honest 1
     getattr(layers, field)[1, 2, 4] = value
-    with pytest.raises(LossError, match=rf"frame-c, layer1: the matching cost {term}.*query 4"):
+    with pytest.raises(LossError, match=rf"sample 'frame-c', layer1: the matching cost {term}.*query 4"):
         HungarianMatcher((FocalClassCost(), BoxL1Cost()))([layers], ["frame-a", "frame-b", "frame-c"])
 
 
 def test_a_target_that_is_not_finite_is_shown():
     layers = layer_set_3d([2, 2])
     layers.targets[1].boxes[0, 3] = torch.nan
-    with pytest.raises(LossError, match=r"image 1, layer0: the matching cost 'box' .*target 0 .*target box \(.*nan"):
+    with pytest.raises(
+        LossError, match=r"sample 1 of the batch, layer0: the matching cost 'box' .*target 0 .*target box \(.*nan"
+    ):
         HungarianMatcher(TERMS_3D)([layers])
 
 

@@ -224,7 +224,7 @@ def test_predictions_that_are_not_finite_are_named():
     predictions = model(batch_of((96, 64), (64, 96)))
     predictions.logits[1, 1, 3, 2] = torch.nan
     wanted = [*objects(1), Targets(torch.tensor([2]), torch.rand(1, 4))]
-    with pytest.raises(LossError, match=r"second\.jpg, last layer"):
+    with pytest.raises(LossError, match=r"sample 'second\.jpg', last layer"):
         build_criterion(SMALL)(predictions, wanted, ["first.jpg", "second.jpg"])
 
 
