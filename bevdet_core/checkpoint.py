@@ -191,9 +191,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, training: Mapping[str, Tens
         if name.startswith("optimizer/"):
             match = re.fullmatch(r"optimizer/(\d{1,9})/(\w+)", name)
             if match is None or int(match[1]) >= len(parameters):
-                raise CheckpointError(f"{name}: not a state of this optimiser")
-            if value.dim() and value.shape != parameters[int(match[1])].shape:
-                raise CheckpointError(f"{name}: of shape {tuple(value.shape)}, its parameter has another one")
+                raise CheckpointError(
+                    f"{name}: no state of this optimiser, which has the parameters 0 to {len(parameters) - 1}"
+                )
+            shape = parameters[int(match[1])].shape
+            if value.dim() and value.shape != shape:
+                raise CheckpointError(f"{name}: of shape {tuple(value.shape)}, its parameter is of {tuple(shape)}")
             state.setdefault(int(match[1]), {})[match[2]] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

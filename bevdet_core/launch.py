@@ -123,6 +123,8 @@ def memory_advice(settings: TrainConfig) -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         gigabytes = torch.cuda.mem_get_info()[1] / 2**30
         advice = "lower train.batch_size (and raise train.accumulate as much, to learn the same)"
+        if settings.batch_size == 1:
+            advice = "make the images (data.input_size, data.short_side) or the model smaller"
         if not settings.activation_checkpointing:
             advice += " or set train.activation_checkpointing"
         raise LaunchError(

@@ -137,7 +137,13 @@ class TrainingState:
             changes = ", ".join(f"{name} from {before} to {now}" for name, (before, now) in differing.items())
             raise CheckpointError(f"{origin}: a training cannot go on with other steps than it began with: {changes}")
         if (self.average is None) != ("averaged" not in training):
-            raise CheckpointError(f"{origin}: a training {'without' if self.average else 'with'} train.ema")
+            began, remedy = "without", "set it to 0"
+            if self.average is None:
+                began, remedy = "with", "set it as in the run's config.yaml"
+            now = self.config.train.ema
+            raise CheckpointError(
+                f"{origin}: this training began {began} train.ema, but train.ema is {now} now: {remedy}"
+            )
         try:
             if self.average is not None:
                 self.average.n_averaged.copy_(training["averaged"])
@@ -149,7 +155,9 @@ class TrainingState:
                 found = {re.fullmatch(rf"memory/(.+)/{processes.index()}", name): t for name, t in training.items()}
                 own = {match[1]: tensor for match, tensor in found.items() if match}
                 self.memory.restore(own, next(self.model.parameters()).device)
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
+        except KeyError as error:
+            raise CheckpointError(f"{origin}: damaged training state: no entry {error}") from error
+        except (TypeError, RuntimeError, ValueError) as error:
             raise CheckpointError(f"{origin}: damaged training state: {error}") from error
         if not is_integer(saved.progress.get("step")) or saved.progress["step"] < 0:
             raise CheckpointError(f"{origin}: damaged training state: step {shown(saved.progress.get('step'))}")

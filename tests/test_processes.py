@@ -141,13 +141,21 @@ def test_other_kinds_of_parallelism_are_refused(monkeypatch):
         launch.start()
 
 
-@pytest.mark.parametrize(("recompute", "advice"), [(False, " or set train.activation_checkpointing"), (True, "")])
-def test_a_full_gpu_says_which_settings_help(monkeypatch, recompute, advice):
+LOWER = "lower train.batch_size (and raise train.accumulate as much, to learn the same)"
+SMALLER = "make the images (data.input_size, data.short_side) or the model smaller"
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "recompute", "advice"),
+    [
+        (6, False, f"{LOWER} or set train.activation_checkpointing"),
+        (6, True, LOWER),
+        (1, False, f"{SMALLER} or set train.activation_checkpointing"),
+    ],
+)
+def test_a_full_gpu_says_which_settings_help(monkeypatch, batch_size, recompute, advice):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (0, 80 * 2**30))
-    settings = TrainConfig(batch_size=6, activation_checkpointing=recompute)
+    settings = TrainConfig(batch_size=batch_size, activation_checkpointing=recompute)
     with pytest.raises(launch.LaunchError) as told, launch.memory_advice(settings):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-    assert str(told.value) == (
-        "a batch of 6 does not fit into the 80 GiB of the GPU: lower train.batch_size (and raise train.accumulate as "
-        f"much, to learn the same){advice}"
-    )
+    assert str(told.value) == f"a batch of {batch_size} does not fit into the 80 GiB of the GPU: {advice}"

@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from bevdet_core import checkpoint, processes
 from bevdet_core.checkpoint import Checkpoint, CheckpointError
-from bevdet_core.config import Config
+from bevdet_core.config import Config, TrainConfig
 from bevdet_core.training_state import TrainingState
 
 
@@ -24,7 +24,8 @@ def training(ema: bool = False) -> TrainingState:
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     average = AveragedModel(model) if ema else None
-    return TrainingState(model, average, optimizer, None, Config(), ("car",), steps_per_epoch=10, step=4)
+    config = Config(train=TrainConfig(ema=0.9 if ema else 0.0))
+    return TrainingState(model, average, optimizer, None, config, ("car",), steps_per_epoch=10, step=4)
 
 
 def test_a_training_comes_back(tmp_path: Path):
@@ -41,13 +42,13 @@ def test_a_training_comes_back(tmp_path: Path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c.training.update({"optimizer/9/step": torch.ones(1)}), "optimizer/9/step: not a state of this"),
-        (lambda c: c.training.update({"optimizer/x/step": torch.ones(1)}), "optimizer/x/step: not a state of this"),
+        (lambda c: c.training.update({"optimizer/9/step": torch.ones(1)}), "optimizer/9/step: no state of .* 0 to 1"),
+        (lambda c: c.training.update({"optimizer/x/step": torch.ones(1)}), "optimizer/x/step: no state of this"),
         (
             lambda c: c.training.update({"optimizer/0/exp_avg": torch.ones(5)}),
-            r"optimizer/0/exp_avg: of shape \(5,\), its parameter has another one",
+            r"optimizer/0/exp_avg: of shape \(5,\), its parameter is of \(2, 3\)",
         ),
-        (lambda c: c.training.pop("generator/0"), "damaged training state: .*generator/0"),
+        (lambda c: c.training.pop("generator/0"), "damaged training state: no entry 'generator/0'"),
         (lambda c: c.training.update({"generator/0": torch.zeros(5, dtype=torch.uint8)}), "damaged training state: "),
         (lambda c: c.progress.update(step=-1), "damaged training state: step -1"),
         (lambda c: c.progress.update(step="four"), "damaged training state: step 'four'"),
@@ -65,10 +66,16 @@ def test_what_is_wrong_with_a_checkpoint_is_named(tmp_path: Path, edit: Callable
         state.restore(tmp_path)
 
 
-@pytest.mark.parametrize(("before", "kind"), [(True, "with"), (False, "without")])
-def test_a_training_keeps_its_average_or_its_lack_of_one(tmp_path: Path, before: bool, kind: str):
+@pytest.mark.parametrize(
+    ("before", "message"),
+    [
+        (True, r"began with train\.ema, but train\.ema is 0\.0 now: set it as in the run's config\.yaml"),
+        (False, r"began without train\.ema, but train\.ema is 0\.9 now: set it to 0"),
+    ],
+)
+def test_a_training_keeps_its_average_or_its_lack_of_one(tmp_path: Path, before: bool, message: str):
     training(ema=before).save(tmp_path)
-    with pytest.raises(CheckpointError, match=rf"step-00000004\.safetensors: a training {kind} train\.ema"):
+    with pytest.raises(CheckpointError, match=rf"step-00000004\.safetensors: this training {message}"):
         training(ema=not before).restore(tmp_path)
 
 
