@@ -8,14 +8,13 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 DISTRIBUTION = "bevdet-core"
@@ -69,13 +68,12 @@ class Report:
         """Show the report in the terminal: the machine, the versions, the checks, the commands to run."""
         console = console or Console()
         console.print("[bold]machine[/bold]")
-        console.print(_grid([f"  {name}", Text(value)] for name, value in self.machine.items()))
+        _print_columns(console, [[Text(name), Text(value)] for name, value in self.machine.items()])
         console.print("[bold]versions[/bold]")
         known = "  ".join(f"{name}=={version}" for name, version in self.versions.items())
         console.print(Padding(known, (0, 2)), highlight=False)
         console.print("[bold]what works[/bold]")
-        rows = ([Text(f"  {c.state}", COLORS[c.state]), Text(c.name), Text(c.detail)] for c in self.checks)
-        console.print(_grid(rows))
+        _print_columns(console, [[Text(c.state, COLORS[c.state]), Text(c.name), Text(c.detail)] for c in self.checks])
         remedies = [check for check in self.checks if check.remedy]
         if remedies:
             console.print("[bold]for the rest[/bold]")
@@ -84,29 +82,34 @@ class Report:
             console.print(f"  {check.remedy}    # {check.name}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _grid(rows: Iterable[Sequence[RenderableType]]) -> Table:
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    return table
+def _print_columns(console: Console, rows: Sequence[Sequence[Text]]) -> None:
+    """Print rows in columns. Unlike those of a table their lines are never broken: paths are there to be copied."""
+    widths = [max(cell.cell_len for cell in column) for column in zip(*rows, strict=True)]
+    for *cells, last in rows:
+        for cell, width in zip(cells, widths, strict=False):
+            cell.pad_right(width + 2 - cell.cell_len)
+        console.print(Text("  ").join([Text(""), Text.assemble(*cells, last)]), soft_wrap=True, highlight=False)
 
 
 def examine() -> Report:
     """Look at machine, packages and back ends; runs the operator once on each device."""
-    checks = [_interpreter(), *_requirements(), *_backends(), _video()]
-    return Report(_machine(), _versions(), checks)
+    from .progress import status
+
+    with status("trying the back ends of the operator"):
+        checks = [_interpreter(), *_requirements(), *_backends(), _video()]
+        return Report(_machine(), _versions(), checks)
 
 
 def _machine() -> dict[str, str]:
     import torch
 
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    from .precision import native
+    from .processes import usable_cores
+
     facts = {
         "system": platform.platform(),
         "python": f"{platform.python_version()} ({sys.executable})",
-        "CPU": f"{_cpu_name()}, {usable} of {os.cpu_count()} logical cores usable",
+        "CPU": f"{_cpu_name()}, {usable_cores()} of {os.cpu_count()} logical cores usable",
         "threads of torch": str(torch.get_num_threads()),
         "GPU": "none that torch sees",
     }
@@ -116,6 +119,8 @@ def _machine() -> dict[str, str]:
             memory = f"{found.total_memory / 2**30:.0f} GiB"
             facts["GPU" if number == 0 else f"GPU {number}"] = f"{found.name}, {memory}, sm_{found.major}{found.minor}"
     facts["CUDA of torch"] = torch.version.cuda or "none: this is a build for CPUs"
+    reason = "which this device multiplies faster" if native() == "bf16" else "there are no units for bf16 here"
+    facts["--train.precision auto"] = f"{native()}: {reason}"
     return facts
 
 

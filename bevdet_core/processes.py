@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
 Item = TypeVar("Item")
+
+
+def usable_cores() -> int:
+    """Logical cores of this machine that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
 def count() -> int:

@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar on the terminal, `log.jsonl` and TensorBoard files in the run folder."""
+"""What a training run tells: how far it is, on the terminal; `log.jsonl` and TensorBoard files in the run folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from .files import write_text
+from .progress import Bar
 
 
 @dataclass
@@ -59,31 +59,20 @@ class RunLog:
             _drop_after(path, start_step)
             self._file = path.open("a", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_step + 1)
-        self._progress = Progress(
-            TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}  {task.fields[rate]:.1f} images/s"),
-            console=self.console,
-        )
-        self._task = self._progress.add_task(
-            "train", total=total_steps, completed=start_step, epoch="1", loss=float("nan"), rate=0.0
-        )
+        self._bar = Bar("training", total_steps, start_step, quiet or folder is None, self.console)
+        self._epoch = self._last = ""  # for the reader: the epoch, and loss and pace of the last line
         self.pace = Pace()  # of all steps since the start, without evaluations
         self._recent = Pace()  # since the last line
         self._waited, self._since = 0.0, time.perf_counter()  # in this step; its start
 
     def __enter__(self) -> RunLog:
-        self._progress.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        self._bar.stop()
         if self._file is not None and self._board is not None:
             self._board.close()
             self._file.close()
@@ -103,12 +92,14 @@ class RunLog:
             pace.seconds += now - self._since
             pace.waited += self._waited
         self._waited, self._since = 0.0, now
-        self._progress.update(self._task, advance=1, epoch=epoch)
+        self._epoch = f"epoch {epoch}"
+        self._bar.advance(self._epoch + self._last)
 
     def training(self, step: int, epoch: float, losses: Mapping[str, float], lr: float, grad_norm: float) -> None:
         """One line about the steps since the last one; `losses` holds "total" and the terms."""
         pace, self._recent = self._recent, Pace()
-        self._progress.update(self._task, loss=losses["total"], rate=pace.rate)
+        self._last = f"  loss {losses['total']:.3f}  {pace.rate:.1f} images/s"
+        self._bar.tell(self._epoch + self._last)
         terms = {name: value for name, value in losses.items() if name != "total"}
         self._write(
             {
@@ -132,7 +123,12 @@ class RunLog:
 
     def say(self, message: str) -> None:
         """A line for the reader, above the bar."""
-        self.console.print(message, highlight=False)
+        self._bar.flush()
+        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+
+    def aside(self) -> contextlib.AbstractContextManager[None]:
+        """Around an evaluation, which shows by itself how far it is."""
+        return self._bar.aside()
 
     def _write(self, line: dict[str, Any]) -> None:
         if self._file is not None:

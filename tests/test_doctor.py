@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from bevdet_core import doctor
+from bevdet_core import doctor, precision
 from bevdet_core.cli import main
 
 
@@ -26,6 +26,20 @@ def test_this_machine_is_healthy_and_says_so(capsys):
     told = capsys.readouterr().out
     for word in ("machine", "torch", "numpy", "operator, reference back end", "operator, cpu back end"):
         assert word in told
+
+
+def test_paths_are_written_whole_on_a_narrow_terminal(monkeypatch, capsys):
+    path = "/opt/" + "long/" * 40 + "python"
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(doctor.sys, "executable", path)
+    assert main(["doctor"]) == 0
+    assert f"({path})\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("units", "meaning"), [("bf16", "bf16: which"), ("fp32", "fp32: there are no units for bf16")])
+def test_what_automatic_precision_means_here_is_told(monkeypatch, units, meaning):
+    monkeypatch.setattr(precision, "native", lambda: units)
+    assert doctor.examine().machine["--train.precision auto"].startswith(meaning)
 
 
 def test_json_has_all_that_is_told(capsys):

@@ -71,14 +71,15 @@ def open_fresh(
         build: gives columns and JSON.
     """
     from filelock import FileLock
-    from rich.console import Console
+
+    from ..progress import status
 
     if (index := _open_if_fresh(path, stamp, open_index)) is not None:
         return index
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if (index := _open_if_fresh(path, stamp, open_index)) is None:
-            with Console(stderr=True).status(f"reading the tables once, for the index {path}"):
+            with status(f"reading the tables once, for the index {path}"):
                 columns, info = build()
                 write_index(path, columns, {**info, "stamp": stamp})
             index = open_index(path)

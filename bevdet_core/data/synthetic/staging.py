@@ -90,41 +90,27 @@ def run_all(
         label: in front of the progress bar.
         progress: whether to show a bar.
     """
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from ...processes import usable_cores
+    from ...progress import Bar
 
     if workers is None:
-        workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+        workers = usable_cores()
     if workers < 1:
         raise ValueError(f"workers must be at least 1, got {workers}")
     workers = min(workers, len(jobs))
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, disable=not progress) as bar:
-        task = bar.add_task(label, total=len(jobs))
+    with Bar(label, len(jobs), quiet=not progress) as bar:
         results: list[Result] = []
         if workers <= 1:
             for job in jobs:
                 results.append(function(job))
-                bar.advance(task)
+                bar.step()
             return results
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             futures = [pool.submit(function, job) for job in jobs]
             try:
                 for future in futures:
                     results.append(future.result())
-                    bar.advance(task)
+                    bar.step()
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
