@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..config import PixelConfig
+from ..processes import usable_cores
 from ..structures import ImageBatch, Sample, Targets, collate
 from .images import SampleError
 from .transforms import Transform
@@ -72,6 +73,9 @@ class SampleLoader(DataLoader):
             if batch is not None:
                 yield batch
 
+    def check_worker_number_rationality(self) -> None:
+        """Torch would warn here; `worker_advice` says it in place of that."""
+
     def close(self) -> None:
         """End the worker processes. They do not heed signals, so that an exit would wait for those still there."""
         workers: Any = self._iterator  # torch has no public name for what ends them
@@ -85,6 +89,14 @@ class SampleLoader(DataLoader):
             return []
         plural = "s" if len(self.skipped) > 1 else ""
         return [f"skipped {len(self.skipped)} broken sample{plural}:", *(f"  {text}" for text in self.skipped.values())]
+
+
+def worker_advice(workers: int) -> str | None:
+    """A line for the reader where more processes are to load than there are cores for them."""
+    cores = usable_cores()
+    if workers <= cores:
+        return None
+    return f"train.workers = {workers}: more than the cores that can be used here, {cores}; fewer may load as quickly"
 
 
 def build_loader(

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,7 @@ import torch
 
 from bevdet_core.config import NuScenesConfig, PixelConfig, RigAugmentConfig
 from bevdet_core.data.images import SampleError
-from bevdet_core.data.loader import SampleLoader, build_loader
+from bevdet_core.data.loader import SampleLoader, build_loader, worker_advice
 from bevdet_core.data.nuscenes import NuScenesDataset
 from bevdet_core.structures import Sample, Targets
 
@@ -223,3 +224,14 @@ def test_rig_frames_arrive_with_calibration_and_targets(synthetic_root: Path, wo
     assert expected.cameras is not None
     lidar2img = np.stack([camera.lidar2img for camera in expected.cameras]).astype(np.float32)
     torch.testing.assert_close(batch.rig.lidar2img[1], torch.from_numpy(lidar2img))
+
+
+def test_more_workers_than_cores_are_told_in_our_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0}, raising=False)
+    loader = build_loader(Numbers(), PIXELS, batch_size=5, workers=2)  # where torch would warn
+    assert indices(passing(loader)) == list(range(10))
+    loader.close()
+    assert worker_advice(1) is None
+    assert worker_advice(2) == (
+        "train.workers = 2: more than the cores that can be used here, 1; fewer may load as quickly"
+    )
