@@ -47,6 +47,7 @@ class CocoDataset(Dataset[Sample]):
 
     Attributes:
         index: the annotation file.
+        split: its name.
         folder: of the images.
         class_names: the classes, in the order of the labels.
         category_ids: the id in the annotation file of each class that it has, by name.
@@ -67,6 +68,7 @@ class CocoDataset(Dataset[Sample]):
     def __init__(self, config: CocoConfig, training: bool = False) -> None:
         self.config = config
         self.on_error = config.on_error
+        self.split = config.train_split if training else config.val_split
         self.index, self.folder = open_split(config, training)
         if self.index.faults and config.on_error == "raise":
             raise SampleError(describe_faults(self.index.annotations, self.index.faults) + SKIPPING)

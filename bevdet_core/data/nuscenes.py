@@ -36,6 +36,7 @@ class NuScenesDataset(Dataset[Sample]):
 
     Attributes:
         index: the tables.
+        split: as given.
         class_names: the classes, in the order of the labels.
         transform: prepares a sample for the network; `loader.build_loader` calls it.
         on_error: `config.on_error`.
@@ -44,17 +45,24 @@ class NuScenesDataset(Dataset[Sample]):
 
     Raises:
         FileNotFoundError: the root has no such version, or no folder `config.can_bus`.
-        ValueError: an unknown split, class or camera; the message has the nearest that exist.
+        ValueError: an unknown split, class or camera, with the nearest that exist; or nothing to train on, as in
+            v1.0-test, which has no annotations.
         SampleError: the tables have broken records and `config.on_error` is "raise".
     """
 
     def __init__(self, config: NuScenesConfig, split: str, training: bool = False, queue: Queue | None = None) -> None:
         self.config = config
         self.on_error = config.on_error
+        self.split = split
         self.root = Path(config.root)
         self.index = open_index(config.root, config.version, config.index_dir)
         if self.index.faults and config.on_error == "raise":
             raise SampleError(describe_faults(self.root / config.version, self.index.faults) + SKIPPING)
+        if training and not self.index.annotated:
+            raise ValueError(
+                f"data.train_split {split!r}: {self.root / config.version} has no annotations to train on; "
+                "v1.0-trainval and v1.0-mini have them (data.version)"
+            )
         self.class_names = tuple(config.classes)
         self._label_of = _labels(self.class_names, self.index.detection_names)
         for channel in config.cameras:
