@@ -11,7 +11,7 @@ from typing import get_args
 
 from . import __version__
 from .arguments import file_path, image_size, one_of, score, trained_detector, whole_number
-from .interruption import GO_ON, ending_on_sigterm
+from .interruption import GO_ON, stopping_at_once
 
 EPILOG = "--model.NAME, --data.NAME and --train.NAME override the configuration; --help_settings lists them all"
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("verb", type=one_of(VERBS, "verb"), metavar="VERB", help=help_text)
     verb = parser.parse_args(arguments[:1]).verb
     try:
-        with ending_on_sigterm():
+        with stopping_at_once(""):
             status = VERBS[verb](arguments[1:])
             sys.stdout.flush()
             return status or 0

@@ -14,7 +14,7 @@ from . import checkpoint, launch, processes
 from .config import Config, queue_of, streams
 from .data import build_dataset
 from .data.index_file import describe_faults
-from .data.loader import build_loader
+from .data.loader import build_loader, worker_advice
 from .detector import Detector
 from .evaluation import Metrics, evaluate, require_metric
 from .files import write_text
@@ -48,6 +48,7 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
 
     Raises:
         FileExistsError: `run` holds a run already and `resume` is off.
+        ValueError: a split without annotations.
         LaunchError: the run does not fit the processes and devices that it was started on.
         CheckpointError: no checkpoint can be read, it belongs to another model, or none can be written; complete ones
             stay as they are.
@@ -67,6 +68,11 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     device, main = accelerator.device, processes.is_main()
     train_data = build_dataset(config.data, training=True, queue=queue_of(config.model))
     val_data = build_dataset(config.data, training=False)
+    if not val_data.index.annotated:
+        raise ValueError(
+            f"data.val_split {val_data.split!r} of {config.data.root} has no annotations, by which the training could "
+            "be scored: choose another one"
+        )
     # Classes that only the annotation file named become a setting, so that all that follows keeps them in this order.
     config = replace(config, data=replace(config.data, classes=train_data.class_names))
     loader = build_loader(
@@ -111,9 +117,13 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     accelerator.unwrap_model(network, keep_fp32_wrapper=False)
     detector = Detector(state.kept, config, train_data.class_names)
 
-    def run_evaluation(folder: Path) -> Metrics:
+    def run_evaluation(folder: Path, weights: Path) -> Metrics:
         processes.share_buffers(state.kept)
-        metrics = evaluate(detector, val_data, folder, settings.batch_size, settings.workers, quiet=quiet)
+        try:
+            with log.aside():
+                metrics = evaluate(detector, val_data, folder, settings.batch_size, settings.workers, quiet, weights)
+        except Interrupted as request:
+            raise Interrupted(request.number, f"{request}; {GO_ON}") from None
         log.evaluation(state.step, state.step / steps_per_epoch, metrics.summary())
         return metrics
 
@@ -139,9 +149,12 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
             log.say(str(start))
         if train_data.index.faults:
             log.say(f"left out: {describe_faults(config.data.root, train_data.index.faults)}")
+        if advice := worker_advice(settings.workers):
+            log.say(advice)
         for epoch in range(state.step // steps_per_epoch, settings.epochs):
             if evaluation_due(epoch):  # before the next epoch: a run that was killed here makes up for it
-                run_evaluation(run / "evaluation" / f"epoch-{epoch:03d}")
+                weights = checkpoint.step_path(run / "checkpoints", state.step)
+                run_evaluation(run / "evaluation" / f"epoch-{epoch:03d}", weights)
             network.train()
             with StopSignals() as stop:
                 loader.start(epoch, first_batch=state.step % steps_per_epoch * settings.accumulate)
@@ -156,9 +169,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
                     for part in range(1, settings.accumulate + 1):
                         with log.waiting():
                             batch, targets = next(batches)
-                        if targets is None:
-                            tokens = list(batch.tokens)
-                            raise ValueError(f"the training split has samples without annotations: {tokens}")
+                        assert targets is not None  # a data set for training has annotations, or is refused
                         batch, targets = batch.to(device), [t.to(device) for t in targets]
                         batch.targets = targets  # what some models learn from beside the criterion
                         last = part == settings.accumulate  # of the batches that make up the step
@@ -191,6 +202,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
             log.say(
                 f"trained at {log.pace.rate:.1f} images/s, {log.pace.waiting:.1%} of the time waiting for the loader"
             )
-        if main:
-            checkpoint.save(run / "model.safetensors", detector.checkpoint())
-        return run_evaluation(run / "evaluation")
+        with StopSignals():
+            if main:
+                checkpoint.save(run / "model.safetensors", detector.checkpoint())
+        return run_evaluation(run / "evaluation", run / "model.safetensors")

@@ -19,6 +19,7 @@ from ..data.coco_index import CocoIndex
 from ..data.index_file import describe_faults
 from ..detections import Detections
 from ..files import write_text
+from ..progress import status
 from .report import draw_curves, print_report
 
 # The twelve numbers in their official order; s, m, l: objects below 32², below 96² and from 96² pixels on.
@@ -43,6 +44,7 @@ class CocoMetrics:
         curves: for each class precision [T, 101] at T overlaps over the recalls 0, 0.01, ..., 1; -1 without objects.
         overlaps: [T] the overlaps (IoU) 0.5, 0.55, ..., 0.95.
         warnings: what looks wrong with the results.
+        evaluated: what was scored: weights, data, split; empty where only results were.
     """
 
     numbers: dict[str, float]
@@ -50,6 +52,7 @@ class CocoMetrics:
     curves: dict[str, np.ndarray] = field(repr=False)
     overlaps: np.ndarray = field(repr=False)
     warnings: list[str] = field(default_factory=list)
+    evaluated: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
         """The twelve numbers."""
@@ -79,7 +82,7 @@ class CocoMetrics:
     def save(self, folder: Path) -> None:
         """Write `metrics.json` and the precision-recall curves, `pr_curves.png`, into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        content = {**self.numbers, "classes": self.classes, "warnings": self.warnings}
+        content = {**self.numbers, "classes": self.classes, "warnings": self.warnings, "evaluated": self.evaluated}
         write_text(folder / "metrics.json", json.dumps(content, indent=1))
         found = [name for name, values in self.classes.items() if values["objects"]]
         if not found:
@@ -97,7 +100,9 @@ class CocoMetrics:
         )
 
 
-def evaluate_detections(found: Iterable[tuple[str, Detections]], dataset: CocoDataset, folder: Path) -> CocoMetrics:
+def evaluate_detections(
+    found: Iterable[tuple[str, Detections]], dataset: CocoDataset, folder: Path, quiet: bool = False
+) -> CocoMetrics:
     """Score what a detector found in the images of a data set, and write it as `results.json` into a folder.
 
     Classes of the detector and of the data set belong together by name. What a detector finds of classes that the data
@@ -107,6 +112,7 @@ def evaluate_detections(found: Iterable[tuple[str, Detections]], dataset: CocoDa
         found: token of the sample and its detections; an image that is not among them has none.
         dataset: the split.
         folder: where to write.
+        quiet: no word about what takes its time.
 
     Raises:
         ValueError: the data set has no annotations; `results.json` is written all the same.
@@ -119,12 +125,14 @@ def evaluate_detections(found: Iterable[tuple[str, Detections]], dataset: CocoDa
         present = torch.tensor([number is not None for number in ids], dtype=torch.bool)
         results += detections[present[detections.labels]].to_coco(int(token), ids)  # type: ignore[arg-type]
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "results.json", json.dumps(results))
+    with status("writing results.json", quiet):
+        write_text(folder / "results.json", json.dumps(results))
     if not dataset.index.annotated:
         raise ValueError(
             f"{dataset.index.annotations} has no annotations: upload {folder / 'results.json'} to the evaluation server"
         )
-    metrics = evaluate_results(results, dataset.index, list(map(int, dataset.tokens)), dataset.class_names)
+    with status("scoring with the COCO tool", quiet):
+        metrics = evaluate_results(results, dataset.index, list(map(int, dataset.tokens)), dataset.class_names)
     missed = {n: int(v["objects"]) for n, v in metrics.classes.items() if known and n not in known and v["objects"]}
     if missed:
         objects = ", ".join(f"{count} of {name!r}" for name, count in missed.items())

@@ -53,6 +53,7 @@ class NuScenesMetrics:
         classes: for each class "AP" and the five errors "ATE" to "AAE"; NaN where the metric has none.
         curves: for each class and centre distance (m) precision [101] over the recalls 0, 0.01, ..., 1.
         warnings: what looks wrong with the results.
+        evaluated: what was scored: weights, data, split; empty where only results were.
     """
 
     nds: float
@@ -61,6 +62,7 @@ class NuScenesMetrics:
     classes: dict[str, dict[str, float]]
     curves: dict[str, dict[float, np.ndarray]] = field(repr=False)
     warnings: list[str] = field(default_factory=list)
+    evaluated: dict[str, Any] = field(default_factory=dict)
 
     def summary(self) -> dict[str, float]:
         """NDS, mAP and the five errors."""
@@ -90,6 +92,7 @@ class NuScenesMetrics:
             **self.summary(),
             "classes": {c: {k: None if np.isnan(v) else v for k, v in m.items()} for c, m in self.classes.items()},
             "warnings": self.warnings,
+            "evaluated": self.evaluated,
         }
         write_text(folder / "metrics.json", json.dumps(content, indent=1))
         draw_curves(

@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from ..files import written_aside
+
 
 def print_report(table: Table, warnings: Sequence[str], console: Console | None = None) -> None:
     """Show scores and what looks wrong with them in the terminal."""
@@ -50,4 +52,5 @@ def draw_curves(
             axes.set_xlabel("recall")
     axes.legend(title=legend, fontsize="small", title_fontsize="small")
     figure.suptitle(title)
-    figure.savefig(path, dpi=110)
+    with written_aside(path) as aside:
+        figure.savefig(aside, dpi=110, format=path.suffix.removeprefix("."))

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 from rich.console import Console
 
 from bevdet_core import evaluation
-from bevdet_core.config import CocoConfig, NuScenesConfig, PixelConfig
+from bevdet_core.config import CocoConfig, NuScenesConfig, PixelConfig, load_config
 from bevdet_core.data.coco import CocoDataset
 from bevdet_core.data.coco_index import CocoIndex, open_index
 from bevdet_core.detections import Detections
+from bevdet_core.engine import train
 from bevdet_core.evaluation import evaluate, require_metric
 from bevdet_core.evaluation.coco import NUMBERS, ResultsError, evaluate_results
 
@@ -195,6 +197,13 @@ def test_a_detector_is_scored_and_its_folder_filled(config: CocoConfig, tmp_path
     assert {entry["image_id"] for entry in results} <= set(dataset.index.image_id.tolist())
     written = json.loads((tmp_path / "metrics.json").read_text())
     assert written["classes"]["fox"]["AP"] == pytest.approx(1)
+    assert written["evaluated"] == {
+        "weights": None,
+        "root": config.root,
+        "split": "val",
+        "samples": len(dataset),
+        "classes": list(dataset.class_names),
+    }
     expected = pycocotools_numbers(dataset.index.annotations, results, dataset.index.image_id.tolist())
     np.testing.assert_allclose([written[name] for name in NUMBERS], expected, atol=1e-4, rtol=0)
 
@@ -283,3 +292,16 @@ def test_real_truth_as_detections(shared: Path, tmp_path: Path, split: str) -> N
     noisy = perturbed(index)
     numbers = list(evaluate_results(noisy, index, ids, names).summary().values())
     np.testing.assert_allclose(numbers, pycocotools_numbers(path, noisy, ids), atol=1e-4, rtol=0)
+
+
+def test_a_training_that_could_not_be_scored_does_not_start(root: Path, tmp_path: Path) -> None:
+    official = root / "annotations" / "instances_val2017.json"
+    tables = json.loads(official.read_text())
+    del tables["annotations"]
+    (tmp_path / "test.json").write_text(json.dumps(tables))
+    train_files = {"train_annotations": str(official), "train_images": "val2017"}
+    val_files = {"val_annotations": str(tmp_path / "test.json"), "val_images": "val2017"}
+    data = {"name": "coco", "root": str(root), **train_files, **val_files}
+    with pytest.raises(ValueError, match=rf"data\.val_split 'val' of {root} has no annotations, by which the training"):
+        train(load_config({"model": tiny.DETR, "data": data}), tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run").exists()

@@ -1,3 +1,4 @@
+import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -41,11 +42,28 @@ def config(synthetic_root: Path) -> NuScenesConfig:
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_detector_is_scored_and_its_folder_filled(config: NuScenesConfig, tmp_path: Path, batch_size: int) -> None:
     dataset = NuScenesDataset(config, "mini_val")
-    metrics = evaluate(Oracle(dataset), dataset, tmp_path, batch_size, quiet=True)
+    metrics = evaluate(Oracle(dataset), dataset, tmp_path, batch_size, quiet=True, weights=Path("model.safetensors"))
     assert metrics.classes["car"]["AP"] == pytest.approx(1)
     assert metrics.summary()["mAP"] == metrics.mean_ap
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "pr_curves.png", "submission.json"]
     assert set(read_submission(tmp_path / "submission.json")) == set(dataset.tokens)
+    assert json.loads((tmp_path / "metrics.json").read_text())["evaluated"] == {
+        "weights": str(Path.cwd() / "model.safetensors"),
+        "root": config.root,
+        "version": "v1.0-mini",
+        "split": "mini_val",
+        "samples": 4,
+        "classes": list(config.classes),
+    }
+
+
+def test_a_version_without_annotations_leaves_a_submission_to_upload(synthetic_copy: Path, config, tmp_path: Path):
+    (synthetic_copy / "v1.0-mini").rename(synthetic_copy / "v1.0-test")
+    dataset = NuScenesDataset(replace(config, root=str(synthetic_copy), version="v1.0-test"), "mini_val")
+    oracle = Oracle(NuScenesDataset(config, "mini_val"))
+    with pytest.raises(ValueError, match=r"v1\.0-test has no annotations: upload .*out/submission\.json to the eval"):
+        evaluate(oracle, dataset, tmp_path / "out", quiet=True)
+    assert set(read_submission(tmp_path / "out" / "submission.json")) == set(dataset.tokens)
 
 
 def test_skipped_samples_count_as_empty_and_are_told(synthetic_copy: Path, config, tmp_path: Path) -> None:
@@ -68,5 +86,5 @@ def test_samples_without_a_pose_cannot_be_scored(config: NuScenesConfig, tmp_pat
     dataset = NuScenesDataset(config, "mini_val")
     prepare = dataset.transform
     dataset.transform = lambda sample, rng: prepare(sample.replace(lidar2global=None), rng)
-    with pytest.raises(ValueError, match=r"needs the pose of every sample: Sample\.lidar2global"):
+    with pytest.raises(ValueError, match=rf"sample '{dataset.tokens[0]}' has no pose \(Sample\.lidar2global\), which"):
         evaluate(Oracle(dataset), dataset, tmp_path, quiet=True)
