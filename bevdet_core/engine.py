@@ -119,11 +119,8 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
 
     def run_evaluation(folder: Path, weights: Path) -> Metrics:
         processes.share_buffers(state.kept)
-        try:
-            with log.aside():
-                metrics = evaluate(detector, val_data, folder, settings.batch_size, settings.workers, quiet, weights)
-        except Interrupted as request:
-            raise Interrupted(request.number, f"{request}; {GO_ON}") from None
+        with log.aside():
+            metrics = evaluate(detector, val_data, folder, settings.batch_size, settings.workers, quiet, weights)
         log.evaluation(state.step, state.step / steps_per_epoch, metrics.summary())
         return metrics
 
