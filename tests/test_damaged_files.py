@@ -171,7 +171,6 @@ def test_checkpoints(seeds, check, tmp_path):
         )
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @every_seed
 def test_weights_of_others(seeds, check, tmp_path):
     path = tmp_path / "weights.pth"

@@ -268,13 +268,13 @@ class TestWeightsFiles:
     def test_what_is_wrong_with_a_file_is_told(self, weights, tmp_path):
         save_file(weights, tmp_path / "cut.safetensors")
         torch.save(weights, tmp_path / "cut.pth")
-        for suffix, told in (("safetensors", "not a complete safetensors"), ("pth", "cannot be read as a PyTorch")):
+        for suffix, told in (("safetensors", "not a complete safetensors"), ("pth", "damaged, or no weights")):
             path = tmp_path / f"cut.{suffix}"
             path.write_bytes(path.read_bytes()[:10_000])
             with pytest.raises(CheckpointError, match=rf"cut\.{suffix}: {told}"):
                 self.load(path)
         torch.save({"state_dict": weights, "model": nn.Linear(1, 1)}, tmp_path / "whole.pth")
-        with pytest.raises(CheckpointError, match=r"whole\.pth: damaged, or it holds Python objects beside the"):
+        with pytest.raises(CheckpointError, match=r"whole\.pth: holds Python objects other than weights, such"):
             self.load(tmp_path / "whole.pth")
 
     def test_missing_and_empty_files_are_named(self, tmp_path):
