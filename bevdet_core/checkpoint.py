@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,8 @@ def load(path: str | Path, training: bool = False) -> Checkpoint:
             metadata = file.metadata() or {}
             if KEY not in metadata:
                 raise CheckpointError(
-                    f"{path}: holds no bevdet settings; weights of other projects are taken in with 'bevdet convert', "
-                    "those of a backbone with model.backbone.weights"
+                    f"{path}: holds no bevdet settings; weights of other projects are taken in with "
+                    "'bevdet convert --from', those of a backbone with model.backbone.weights"
                 )
             names = [name for name in file.keys() if training or not name.startswith(TRAIN)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name) for name in names}
@@ -121,22 +121,27 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
         CheckpointError: names or shapes that do not fit, each by name (the first few).
     """
     own = model.state_dict()
-    problems = [f"  {name}: missing" for name in own if name not in weights]
-    problems += [f"  {name}: not in this model" for name in weights if name not in own]
+    problems = [f"{name}: missing" for name in own if name not in weights]
+    problems += [f"{name}: not in this model" for name in weights if name not in own]
     problems += [
-        f"  {name}: shape {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
+        f"{name}: shape {tuple(weights[name].shape)}, the model has {tuple(own[name].shape)}"
         for name in own
         if name in weights and weights[name].shape != own[name].shape
     ]
     problems += [
-        f"  {name}: {weights[name].dtype}, the model has {own[name].dtype}"
+        f"{name}: {weights[name].dtype}, the model has {own[name].dtype}"
         for name in own
         if name in weights and weights[name].is_floating_point() != own[name].is_floating_point()
     ]
     if problems:
-        more = f"\n  ... and {len(problems) - 8} more" if len(problems) > 8 else ""
-        raise CheckpointError(f"{origin}: a checkpoint of another model:\n" + "\n".join(problems[:8]) + more)
+        raise CheckpointError(f"{origin}: a checkpoint of another model:{listed(problems)}")
     model.load_state_dict(dict(weights))
+
+
+def listed(lines: Sequence[str]) -> str:
+    """Lines that follow a message, the first few of many."""
+    more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
+    return "".join(f"\n  {line}" for line in lines[:8]) + more
 
 
 def step_path(folder: Path, step: int) -> Path:

@@ -180,14 +180,15 @@ def visualize(argv: list[str]) -> None:
 
 def convert(argv: list[str]) -> None:
     """Bring official weights into this library, and back"""
-    from .convert.names import BACKBONE, BOX_CONVENTIONS, RELEASES
+    from .convert.names import BACKBONE, BOX_CONVENTIONS, RELEASES, SUFFIXES
 
     parser = _parser("convert", convert)
-    parser.add_argument("checkpoint", type=file_path, help="weights file, or a folder that transformers wrote")
+    parser.add_argument("checkpoint", type=file_path, help="weights file, run folder, or folder that transformers wrote")
     origins = (*RELEASES, BACKBONE)
     parser.add_argument("--from", dest="origin", choices=origins, help="release it comes from; default: this library")
     parser.add_argument("--to", dest="target", choices=RELEASES, help="release to write for; default: this library")
-    parser.add_argument("--out", type=file_path, required=True, help="file to write (.safetensors, or .pth with --to)")
+    out_help = "file to write, .safetensors; with --to also .pth, .pt or .bin"
+    parser.add_argument("--out", type=file_path, required=True, help=out_help)
     parser.add_argument("--config", type=file_path, help="YAML file with the settings; default: what the weights tell")
     parser.add_argument("--classes", type=file_path, help="text file with the class names, one a line, in label order")
     parser.add_argument(
@@ -200,13 +201,29 @@ def convert(argv: list[str]) -> None:
     options, overrides = _parse(parser, argv)
     if options.origin is None and options.target is None:
         raise UsageError("name the release: --from for weights to bring in, --to for weights to bring out")
-    if options.target is None and options.out.suffix != ".safetensors":
-        raise UsageError(f"--out {options.out}: this library writes .safetensors files")
+    suffixes = SUFFIXES if options.target else SUFFIXES[:1]
+    if options.out.suffix not in suffixes:
+        raise UsageError(f"--out {options.out}: must end in {' or '.join(suffixes)}")
+    unused = {"--config": options.config, "--classes": options.classes} | {f"--{n}": v for n, v in overrides.items()}
+    why = "a checkpoint of this library has its settings and classes in itself"
+    if options.origin == BACKBONE:
+        unused |= {"--to": options.target, "--box_convention": options.box_convention}
+        why = f"what {BACKBONE} makes is a backbone of this library, without settings, classes or boxes"
+    elif options.origin is not None:
+        unused = {"--data.classes": overrides.get("data.classes")} if options.classes else {}
+        why = "--classes names the classes"
+    if given := [name for name, value in unused.items() if value is not None]:
+        raise UsageError(f"no use for {', '.join(given)}: {why}")
+    from rich.console import Console
+
+    from .convert.class_names import read_class_names
     from .convert.release import convert as convert_file
 
-    names = options.classes.read_text().splitlines() if options.classes else None
+    names = read_class_names(options.classes) if options.classes else None
     settings = (options.config, overrides, names, options.box_convention)
-    print(convert_file(options.checkpoint, options.out, options.origin, options.target, *settings))
+    with Console(stderr=True).status("reading, converting, writing"):
+        done = convert_file(options.checkpoint, options.out, options.origin, options.target, *settings)
+    print(done)
 
 
 def export(argv: list[str]) -> None:

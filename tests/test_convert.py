@@ -90,7 +90,7 @@ def test_batch_counters_may_be_missing():
 
 def test_misfits_are_named(model):
     official = DETR3D.to_official(model.state_dict())
-    with pytest.raises(CheckpointError, match=r"not have: module\.a, pts_roi_head\.b$"):
+    with pytest.raises(CheckpointError, match=r"not have:\n  module\.a\n  pts_roi_head\.b$"):
         load_official(model, official | {"module.a": torch.ones(1), "pts_roi_head.b": torch.ones(1)}, DETR3D, "file")
     missing = {k: t for k, t in official.items() if k != "pts_bbox_head.reg_branches.0.2.bias"}
     with pytest.raises(CheckpointError, match=r"file: .*\n.*head\.box_heads\.0\.2\.bias: missing"):
@@ -98,14 +98,36 @@ def test_misfits_are_named(model):
     wide = official | {"pts_bbox_head.query_embedding.weight": torch.zeros(5, 512)}
     with pytest.raises(CheckpointError, match=r"head\.query_embed\.weight: shape \(5, 512\), the model has \(5, 32\)"):
         load_official(model, wide, DETR3D, "file")
-    with pytest.raises(CheckpointError, match="DETR3D layout has no place for: encoder"):
+    with pytest.raises(CheckpointError, match=r"DETR3D layout has no place for:\n  encoder$"):
         DETR3D.to_official({"encoder": torch.ones(1)})
 
 
 def test_a_part_that_is_missing_is_named():
     layout = Layout("Example", [("layers.#.qkv.weight", ("block.#.q", "block.#.k", "block.#.v"))])
-    with pytest.raises(CheckpointError, match=r"an? Example checkpoint must have: block\.7\.q, block\.7\.v$"):
+    with pytest.raises(CheckpointError, match=r"an? Example checkpoint must have:\n  block\.7\.q\n  block\.7\.v$"):
         layout.from_official({"block.7.k": torch.ones(1)})
+
+
+def test_parts_of_different_shapes_are_named():
+    layout = Layout("Example", [("qkv", ("q", "k", "v"))])
+    with pytest.raises(CheckpointError, match=r"that an? Example checkpoint has in one shape:\n  q\n  k\n  v$"):
+        layout.from_official({"q": torch.ones(2), "k": torch.ones(2), "v": torch.ones(3)})
+
+
+def test_of_many_misfits_the_first_are_named():
+    with pytest.raises(CheckpointError) as error:
+        DETR3D.from_official({f"encoder.{i}": torch.ones(1) for i in range(300)})
+    lines = str(error.value).splitlines()
+    assert lines[0] == "keys that a DETR3D checkpoint does not have:"
+    assert lines[1:] == [*(f"  encoder.{i}" for i in range(8)), "  ... and 292 more"]
+
+
+def test_rows_that_are_no_box_code_are_named(model):
+    official = DETR3D.to_official(model.state_dict()) | {"pts_bbox_head.reg_branches.0.4.bias": torch.ones(4)}
+    with pytest.raises(
+        CheckpointError, match=r"^file: head\.box_heads\.0\.4\.bias: shape \(4,\), too few rows for a box"
+    ):
+        load_official(model, official, DETR3D, "file")
 
 
 def test_rules_are_exact():

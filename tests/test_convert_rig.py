@@ -249,13 +249,27 @@ def test_the_convention_of_a_file_can_be_named(tmp_path: Path):
     assert detector.class_names[0] == "bus"  # what the settings name goes before the release's order
 
 
+def test_other_classes_than_those_of_the_release_must_be_named(tmp_path: Path, capsys):
+    write_release(detr3d().to_official(build_model(DETR3D, 3).state_dict()), "detr3d", tmp_path / "official.pth")
+    settings, out = settings_file(tmp_path / "config.yaml", "detr3d"), tmp_path / "ours.safetensors"
+    command = ["convert", str(tmp_path / "official.pth"), "--from", "detr3d", "--config", str(settings)]
+    assert main([*command, "--out", str(out)]) == 1
+    told = "official.pth tells 3 classes apart, but the release of detr3d names 10; --classes FILE may name all of them"
+    assert told in capsys.readouterr().err
+    (tmp_path / "names.txt").write_text("car\nbus\ntram\n")
+    assert main([*command, "--out", str(out), "--classes", str(tmp_path / "names.txt")]) == 0
+    detector = Detector.load(out, "cpu")
+    assert detector.class_names == detector.config.data.classes == ("car", "bus", "tram")
+
+
 def test_settings_that_came_with_the_package_serve_anywhere(tmp_path: Path, monkeypatch, capsys):
     """Also outside of a checkout; the order of the classes is looked up in the same file."""
     monkeypatch.chdir(tmp_path)
     write_release({"a": torch.ones(1)}, "petr", tmp_path / "official.pth")
     command = ["convert", "official.pth", "--from", "petr", "--out", "out.safetensors"]
     assert main([*command, "--config", "configs/nuscenes/petr_r50.yaml"]) == 1
-    assert "official.pth: keys that a PETR checkpoint does not have: a" in capsys.readouterr().err
+    told = "official.pth: a checkpoint of another release: it has no 'pts_bbox_head.cls_branches.0.6.bias'"
+    assert told in capsys.readouterr().err
 
 
 def test_the_names_of_releases_are_those_that_can_be_read():
@@ -264,7 +278,7 @@ def test_the_names_of_releases_are_those_that_can_be_read():
 
 def test_what_does_not_belong_together_is_refused(tmp_path: Path, capsys):
     with pytest.raises(
-        ConfigError, match="mmdet3d weights need a Detr3dConfig or a PetrConfig, the settings are a DetrC"
+        ConfigError, match=r"^mmdet3d weights are of model\.name detr3d or petr, the settings are of detr"
     ):
         layout_of("mmdet3d", DetrConfig())
     with pytest.raises(ConfigError, match="detr weights have 2D boxes"):

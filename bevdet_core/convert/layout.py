@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, load_weights
+from ..checkpoint import CheckpointError, listed, load_weights
+from ..config import ConfigError
 
 Rule = tuple[str, "str | tuple[str, ...]"]
 
@@ -64,13 +66,15 @@ class Layout:
             else:
                 out[name] = self._convert(name, tensor)
         if unknown:
-            raise CheckpointError(f"keys that a {self.release} checkpoint does not have: {', '.join(unknown)}")
+            raise CheckpointError(f"keys that a {self.release} checkpoint does not have:{listed(unknown)}")
         for name, found in parts.items():
             wanted = self._theirs(name)
             missing = [key for key in wanted if key not in found]
             if missing:
-                raise CheckpointError(f"keys that a {self.release} checkpoint must have: {', '.join(missing)}")
-            out[name] = self._convert(name, torch.cat([found[key] for key in wanted]))
+                raise CheckpointError(f"keys that a {self.release} checkpoint must have:{listed(missing)}")
+            if len({tensor.shape for tensor in found.values()}) > 1:
+                raise CheckpointError(f"keys that a {self.release} checkpoint has in one shape:{listed(wanted)}")
+            out[name] = self._convert(name, torch.cat(torch.atleast_1d(*(found[key] for key in wanted))))
         return out
 
     def to_official(self, weights: Mapping[str, Tensor], copies: bool = True) -> dict[str, Tensor]:
@@ -94,7 +98,7 @@ class Layout:
             else:
                 out.update(zip(keys, self._convert(name, tensor).chunk(len(keys)), strict=True))
         if unknown:
-            raise CheckpointError(f"the {self.release} layout has no place for: {', '.join(unknown)}")
+            raise CheckpointError(f"the {self.release} layout has no place for:{listed(unknown)}")
         if copies:
             rules = [(source, copy) for copy, source in self.copies]
             out |= {copy: out[key] for key in list(out) for copy in [_rename(key, rules)] if copy is not None}
@@ -121,7 +125,10 @@ class Layout:
     def _convert(self, name: str, tensor: Tensor) -> Tensor:
         for pattern, function in self.involutions.items():
             if _pattern(pattern).fullmatch(name):
-                return function(tensor)
+                try:
+                    return function(tensor)
+                except IndexError:
+                    raise CheckpointError(f"{name}: shape {tuple(tensor.shape)}, too few rows for a box") from None
         return tensor
 
 
@@ -139,6 +146,15 @@ def _pattern(template: str) -> re.Pattern[str]:
     return re.compile(re.escape(template).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"))
 
 
+@contextmanager
+def naming(file: object) -> Iterator[None]:
+    """Puts the file's name before what is said about its content."""
+    try:
+        yield
+    except (CheckpointError, ConfigError) as error:
+        raise type(error)(f"{file}: {error}") from None
+
+
 def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], layout: Layout, origin: str) -> None:
     """Load an official state dict into a model of this library.
 
@@ -150,10 +166,8 @@ def load_official(model: nn.Module, state_dict: Mapping[str, Tensor], layout: La
     """
     own = model.state_dict()
     counters = {name: t for name, t in own.items() if name.endswith("num_batches_tracked")}
-    try:
+    with naming(origin):
         taken = layout.from_official(state_dict)
-    except CheckpointError as error:
-        raise CheckpointError(f"{origin}: {error}") from None
     taken = {n: t for n, t in taken.items() if n in own or not n.endswith("num_batches_tracked")}
     by_place = {own[name].data_ptr(): tensor for name, tensor in taken.items() if name in own}
     shared = {name: by_place[t.data_ptr()] for name, t in own.items() if t.numel() and t.data_ptr() in by_place}

@@ -8,3 +8,4 @@ RELEASES = ("deformable-detr", "detr", "hf-deformable-detr", "hf-detr", "detr3d"
 BACKBONE = "torchvision-resnet"  # a classifier's weights, of which a backbone is made
 BoxConvention = Literal["old", "new", "mixed"]
 BOX_CONVENTIONS: tuple[BoxConvention, ...] = get_args(BoxConvention)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")  # of files that are written; the first is that of this library

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -26,7 +28,8 @@ from ..config import (
     load_config,
     read_settings,
 )
-from ..documents import DocumentError, parse_json, read_text, shown
+from ..documents import DocumentError, is_text, parse_json, read_text, shown
+from ..files import written_aside
 from ..models import build_model
 from ..weights import read_weights
 from . import hf_config, infer
@@ -35,13 +38,13 @@ from .coco_names import COCO_91
 from .deformable_detr import deformable_detr, hf_deformable_detr
 from .detr import DETR, HF_DETR
 from .detr3d import detr3d
-from .layout import Layout, load_official
+from .layout import Layout, load_official, naming
 from .names import BACKBONE, BoxConvention
 from .nuscenes_names import RELEASE_CLASSES
 from .petr import petr
 
 # release -> (kinds of detectors, key under which its files hold the state dict)
-KINDS: dict[str, tuple[tuple[type, ...], str | None]] = {
+KINDS: dict[str, tuple[tuple[type[ModelConfig], ...], str | None]] = {
     "deformable-detr": ((DeformableDetrConfig,), "model"),
     "detr": ((DetrConfig,), "model"),
     "hf-deformable-detr": ((DeformableDetrConfig,), None),
@@ -77,15 +80,15 @@ def layout_of(release: str, config: ModelConfig, box_convention: BoxConvention |
     """
     kinds = KINDS[release][0]
     if not isinstance(config, kinds):
-        names = " or a ".join(kind.__name__ for kind in kinds)
-        raise ConfigError(f"{release} weights need a {names}, the settings are a {type(config).__name__}")
+        names = " or ".join(kind.name for kind in kinds)
+        raise ConfigError(f"{release} weights are of model.name {names}, the settings are of {config.name}")
     if release in CONVENTIONS:
         convention = box_convention or CONVENTIONS[release][type(config)]
         if isinstance(config, PetrConfig):
             return petr(config.num_layers, convention)
         return (detr3d if isinstance(config, Detr3dConfig) else bevformer)(convention)
     if box_convention is not None:
-        raise ConfigError(f"{release} weights have 2D boxes: a convention of 3D boxes does not apply")
+        raise ConfigError(f"{release} weights have 2D boxes, --box_convention is for those of 3D detectors")
     if release in ("deformable-detr", "hf-deformable-detr"):
         build = deformable_detr if release == "deformable-detr" else hf_deformable_detr
         return build(cast(DeformableDetrConfig, config))
@@ -118,19 +121,32 @@ def from_release(
     path = _weights_file(Path(source))
     weights = read_weights(path)
     overrides = ASKED_FOR.get(release, {}) | dict(overrides or {})
-    config, count, names = _settings(path, release, weights, settings, overrides)
+    config, names, whence = _settings(path, release, weights, settings, overrides)
     config = load_config(config.to_dict(), overrides)
-    names = tuple(class_names) if class_names is not None else names
+    with naming(settings or path):
+        layout = layout_of(release, config.model, box_convention)
+    with naming(path):
+        count = infer.num_classes(weights, release)
+    if class_names is not None:
+        names, whence = tuple(class_names), "--classes"
+    elif "data.classes" in overrides:
+        names, whence = config.data.classes, "data.classes"
+    if names is None and settings is not None:
+        raise ConfigError(
+            f"{settings}: data.classes must name the classes of {path}, in the order of its labels, or --classes FILE"
+        )
     if names is None:
         names = COCO_91 if count == 91 else tuple(f"class {i}" for i in range(count))
     if len(names) != count:
-        raise ConfigError(f"{path} tells {count} classes apart, but {len(names)} class names are given")
+        raise ConfigError(
+            f"{path} tells {count} classes apart, but {whence} names {len(names)}; --classes FILE may name all of them"
+        )
+    if config.data.classes is not None:  # data are read with the labels of the weights
+        config = replace(config, data=replace(config.data, classes=names))
     if release == "hf-deformable-detr":
         weights = _with_tied_heads(weights, config.model)
-    if release in CONVENTIONS:  # data are read with the labels of the weights
-        config = replace(config, data=replace(config.data, classes=names))
     model = build_model(config.model, count, pretrained=False)
-    load_official(model, weights, layout_of(release, config.model, box_convention), str(path))
+    load_official(model, weights, layout, str(path))
     return Checkpoint(model.state_dict(), config.to_dict(), names)
 
 
@@ -153,14 +169,27 @@ def to_release(saved: Checkpoint, release: str, box_convention: BoxConvention | 
 
 
 def write_release(state_dict: Mapping[str, Tensor], release: str, path: Path) -> None:
-    """Write an official state dict as the release does: `.safetensors` bare, anything else a PyTorch file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write an official state dict as the release does: `.safetensors` bare, anything else a PyTorch file.
+
+    Raises:
+        CheckpointError: the file cannot be written; what was at `path` is untouched.
+    """
+    _write(state_dict, path, KINDS[release][1])
+
+
+def _write(state_dict: Mapping[str, Tensor], path: Path, wrapper: str | None = None) -> None:
+    """Write a state dict; that of a PyTorch file stands under the wrapper, if there is one."""
     tensors = {key: tensor.contiguous().clone() for key, tensor in state_dict.items()}
-    if path.suffix == ".safetensors":
-        save_file(tensors, path, metadata={"format": "pt"})
-        return
-    wrapper = KINDS[release][1]
-    torch.save(tensors if wrapper is None else {wrapper: tensors}, path)
+    try:
+        with written_aside(path) as aside:
+            if path.suffix == ".safetensors":
+                save_file(tensors, aside, metadata={"format": "pt"})
+            else:
+                content = BytesIO()  # torch.save reports a full disk in no way that can be told from a defect
+                torch.save(tensors if wrapper is None else {wrapper: tensors}, content)
+                aside.write_bytes(content.getbuffer())
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot write the weights: {error}") from error
 
 
 def convert(
@@ -189,30 +218,41 @@ def convert(
         CheckpointError: see `from_release` and `to_release`.
         ConfigError: likewise.
     """
+    path = checkpoint.weights_of(source) if origin is None else _weights_file(source)
+    if out.is_dir():
+        raise CheckpointError(f"{out}: a folder, --out must name the file to write")
+    if out.exists() and path.exists() and out.samefile(path):
+        raise CheckpointError(f"{out}: the very file that is converted, --out must name another one")
     if origin == BACKBONE:
-        return _convert_backbone(source, out)
+        return _convert_backbone(path, out)
     if origin is None:
-        saved, written = checkpoint.load(source), box_convention
+        if path.is_file() and path.suffix != ".safetensors":
+            raise CheckpointError(
+                f"{path}: no checkpoint of this library (a run folder or .safetensors file), which --to takes; "
+                "weights of a release need --from as well"
+            )
+        saved, written = checkpoint.load(path), box_convention
     else:
-        saved, written = from_release(source, origin, settings, overrides, class_names, box_convention), None
+        saved, written = from_release(path, origin, settings, overrides, class_names, box_convention), None
     if target is not None:
-        state_dict = to_release(saved, target, written)
+        with naming(path):
+            state_dict = to_release(saved, target, written)
         write_release(state_dict, target, out)
-        return f"{len(state_dict)} tensors in the layout of {target}: {out}"
+        return f"written: {out}, {len(state_dict)} tensors in the layout of {target}"
     checkpoint.save(out, saved)
-    return f"{saved.config['model']['name']} with {len(saved.class_names)} classes, {len(saved.weights)} tensors: {out}"
+    name, count = saved.config["model"]["name"], len(saved.class_names)
+    return f"written: {out}, a {name} with {count} classes, {len(saved.weights)} tensors"
 
 
-def _convert_backbone(source: Path, out: Path) -> str:
+def _convert_backbone(path: Path, out: Path) -> str:
     """A backbone file for `model.backbone.weights`: a classifier's weights without its last layer."""
-    weights = read_weights(source)
+    weights = read_weights(path)
     if "conv1.weight" not in weights or "layer4.0.conv1.weight" not in weights:
-        raise CheckpointError(f"{source}: no ResNet with torchvision's names: it has no 'conv1' or 'layer4'")
-    kept = {name: t.contiguous() for name, t in weights.items() if not name.startswith("fc.")}
+        raise CheckpointError(f"{path}: no ResNet with torchvision's names: it has no 'conv1' or 'layer4'")
+    kept = {name: t for name, t in weights.items() if not name.startswith("fc.")}
     left_out = sorted(set(weights) - set(kept))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    save_file(kept, out)
-    return f"backbone with {len(kept)} tensors, without {', '.join(left_out) or 'nothing'}: {out}"
+    _write(kept, out)
+    return f"written: {out}, a backbone with {len(kept)} tensors, without {', '.join(left_out) or 'nothing'}"
 
 
 def _weights_file(source: Path) -> Path:
@@ -221,59 +261,61 @@ def _weights_file(source: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (source / name).is_file():
             return source / name
-    raise CheckpointError(f"{source}: neither model.safetensors nor pytorch_model.bin in this folder")
+    raise CheckpointError(
+        f"{source}: neither model.safetensors nor pytorch_model.bin in this folder; name the weights file itself"
+    )
 
 
 def _settings(
     path: Path, release: str, weights: Mapping[str, Tensor], settings: Path | None, overrides: Mapping[str, Any]
-) -> tuple[Config, int, tuple[str, ...] | None]:
-    """Settings, number of classes, and class names if anything tells them."""
+) -> tuple[Config, tuple[str, ...] | None, str]:
+    """Settings, class names if anything tells them, and what tells them."""
     if settings is not None:
         config = load_config(settings, overrides)
-        names = config.data.classes
-        if release in CONVENTIONS and not ("data.classes" in overrides or _names_classes(settings)):
-            names = RELEASE_CLASSES
-        if names is None:
-            raise ConfigError(f"{settings}: data.classes must name the classes of {path}, in the order of its labels")
-        return config, len(names), tuple(names)
-    if release.startswith("hf-"):
-        arguments = _hf_arguments(path)
-        build = hf_config.deformable_detr_config if release == "hf-deformable-detr" else hf_config.detr_config
-        try:
-            labels = arguments.get("id2label")
-            names = tuple(_unique(i, labels[str(i)]) for i in range(len(labels))) if labels else None
-            count = len(names) if names else int(arguments.get("num_labels", 91))
-            # Once more through the door that checks every type: nobody has looked at these numbers yet.
-            return load_config(Config(build(arguments), CocoConfig()).to_dict()), count, names
-        except ConfigError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            beside = path.parent / "config.json"
-            raise ConfigError(f"{beside}: no settings of such a detector: {type(error).__name__} {error}") from error
+        if release not in CONVENTIONS or "classes" in (read_settings(settings).get("data") or {}):
+            return config, config.data.classes, f"data.classes of {settings}"
+        return config, RELEASE_CLASSES, f"the release of {release}"  # the default is the order of the data set
     if release in CONVENTIONS:
         raise ConfigError(
             f"{release} files do not tell their settings: name a configuration, such as --config FILE.yaml"
         )
-    model, count = (infer.deformable_detr if release == "deformable-detr" else infer.detr)(weights)
-    return Config(model, CocoConfig()), count, None
+    if release.startswith("hf-"):
+        return _hf_settings(path, release)
+    with naming(path):
+        model = infer.deformable_detr(weights) if release == "deformable-detr" else infer.detr(weights)
+        return Config(model, CocoConfig()), None, ""
 
 
-def _names_classes(settings: Path) -> bool:
-    """Whether a settings file names the classes itself; the default is the order of the data set."""
-    return "classes" in (read_settings(settings).get("data") or {})
-
-
-def _hf_arguments(path: Path) -> dict[str, Any]:
+def _hf_settings(path: Path, release: str) -> tuple[Config, tuple[str, ...] | None, str]:
+    """What `config.json` beside the weights tells; see `_settings`."""
     beside = path.parent / "config.json"
     try:
-        content = parse_json(read_text(beside))
+        arguments = parse_json(read_text(beside))
     except FileNotFoundError:
         raise CheckpointError(f"{beside} is missing: it tells the settings of {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{beside}: cannot be read: {error.strerror}") from error
     except DocumentError as error:
         raise CheckpointError(f"{beside}: not a JSON file: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{beside}: must be a JSON object, got {shown(content)}")
-    return content
+    if not isinstance(arguments, dict):
+        raise CheckpointError(f"{beside}: must be a JSON object, got {shown(arguments)}")
+    (kind,) = KINDS[release][0]
+    with naming(beside):
+        if arguments.get("model_type", kind.name) != kind.name:
+            raise ConfigError(f"model_type {shown(arguments['model_type'])}, {release} has {kind.name!r}")
+        try:
+            build = hf_config.deformable_detr_config if release == "hf-deformable-detr" else hf_config.detr_config
+            model = build(arguments)
+            labels = arguments.get("id2label") or {}
+            names = tuple(_unique(i, labels[str(i)]) for i in range(len(labels)))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"no settings of such a detector: {type(error).__name__} {error}") from error
+        if not all(map(is_text, names)):
+            raise ConfigError(f"id2label must name every class, got {shown(labels)}")
+        # Once more through the door that checks every type: nobody has looked at these numbers yet.
+        return load_config(Config(model, CocoConfig()).to_dict()), names or None, f"id2label of {beside}"
 
 
 def _with_tied_heads(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .layout import Layout, Rule
+from .layout import Rule
 
 
 def torchvision_resnet(prefix: str) -> tuple[Rule, ...]:
@@ -31,6 +31,3 @@ def hf_backbone(prefix: str) -> tuple[Rule, ...]:
                 (f"{ours}.bn{conv + 1}.*", f"{theirs}.layer.{conv}.normalization.*"),
             ]
     return (*rules, *torchvision_resnet(prefix))
-
-
-TORCHVISION_RESNET = Layout("torchvision ResNet", rules=(("*", "*"),), ignored=("fc.*",))
