@@ -205,9 +205,9 @@ def convert(
     """Convert a file; returns a line that says what came out.
 
     Args:
-        source: what to read.
-        out: what to write.
-        origin: the release that `source` comes from; None: this library.
+        source: what to read; a file, a run folder of this library or a folder of `transformers`.
+        out: the file to write; another one than what is read.
+        origin: the release that `source` comes from, or `BACKBONE`; None: this library.
         target: the release that `out` is for; None: this library.
         settings: see `from_release`.
         overrides: likewise.
@@ -215,7 +215,7 @@ def convert(
         box_convention: see `layout_of`; of the release that is read, or else of the one that is written.
 
     Raises:
-        CheckpointError: see `from_release` and `to_release`.
+        CheckpointError: `out` cannot be written; what was there is untouched. See also `from_release`, `to_release`.
         ConfigError: likewise.
     """
     path = checkpoint.weights_of(source) if origin is None else _weights_file(source)
