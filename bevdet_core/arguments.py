@@ -30,7 +30,7 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def score(text: str) -> float:
+def confidence(text: str) -> float:
     """A number from 0 to 1."""
     try:
         value = float(text)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import get_args
 
 from . import __version__
-from .arguments import file_path, image_size, one_of, score, trained_detector, whole_number
+from .arguments import confidence, file_path, image_size, one_of, trained_detector, whole_number
 from .interruption import GO_ON, stopping_at_once
 
 EPILOG = "--model.NAME, --data.NAME and --train.NAME override the configuration; --help_settings lists them all"
@@ -112,13 +112,17 @@ def evaluate(argv: list[str]) -> None:
     from .data import build_dataset
     from .detector import Detector
     from .evaluation import evaluate as score
+    from .evaluation import refuse_other_scores
 
     device = launch.start().device
-    detector = Detector.load(options.checkpoint, device, overrides, options.precision)
-    out = options.out or weights_of(options.checkpoint).parent / "evaluation"
+    weights = weights_of(options.checkpoint)
+    detector = Detector.load(weights, device, overrides, options.precision)
+    out = options.out or weights.parent / "evaluation"
     settings = detector.config.train
     dataset = build_dataset(detector.config.data, training=False)
-    metrics = score(detector, dataset, out, settings.batch_size, settings.workers)
+    if options.out is None:
+        refuse_other_scores(out, dataset, weights)
+    metrics = score(detector, dataset, out, settings.batch_size, settings.workers, weights=weights)
     if not processes.is_main():
         return
     metrics.print()
@@ -131,7 +135,7 @@ def predict(argv: list[str]) -> None:
     parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument("inputs", nargs="+", help="frame files, images, folders or patterns such as 'frames/*.json'")
     parser.add_argument("--out", type=file_path, default=Path("predictions"), help="folder; default: predictions")
-    parser.add_argument("--threshold", type=score, default=0.3, help="lowest score that is kept; default: 0.3")
+    parser.add_argument("--threshold", type=confidence, default=0.3, help="lowest score that is kept; default: 0.3")
     parser.add_argument("--batch_size", type=whole_number, default=1, help="inputs that go through the network at once")
     _add_precision(parser)
     options, overrides = _parse(parser, argv)
@@ -152,7 +156,7 @@ def visualize(argv: list[str]) -> None:
     what.add_argument(
         "--scene", help="name of a scene of the split, which becomes a film with the paths of all objects"
     )
-    parser.add_argument("--threshold", type=score, default=0.3, help="lowest score that is drawn; default: 0.3")
+    parser.add_argument("--threshold", type=confidence, default=0.3, help="lowest score that is drawn; default: 0.3")
     out_help = "folder, default: pictures; with --scene a file, .mp4, .gif or .rrd (rerun), default: SCENE.mp4"
     parser.add_argument("--out", type=file_path, help=out_help)
     parser.add_argument(
@@ -183,7 +187,9 @@ def convert(argv: list[str]) -> None:
     from .convert.names import BACKBONE, BOX_CONVENTIONS, RELEASES, SUFFIXES
 
     parser = _parser("convert", convert)
-    parser.add_argument("checkpoint", type=file_path, help="weights file, run folder, or folder that transformers wrote")
+    parser.add_argument(
+        "checkpoint", type=file_path, help="weights file, run folder, or folder that transformers wrote"
+    )
     origins = (*RELEASES, BACKBONE)
     parser.add_argument("--from", dest="origin", choices=origins, help="release it comes from; default: this library")
     parser.add_argument("--to", dest="target", choices=RELEASES, help="release to write for; default: this library")
@@ -214,14 +220,13 @@ def convert(argv: list[str]) -> None:
         why = "--classes names the classes"
     if given := [name for name, value in unused.items() if value is not None]:
         raise UsageError(f"no use for {', '.join(given)}: {why}")
-    from rich.console import Console
-
     from .convert.class_names import read_class_names
     from .convert.release import convert as convert_file
+    from .progress import status
 
     names = read_class_names(options.classes) if options.classes else None
     settings = (options.config, overrides, names, options.box_convention)
-    with Console(stderr=True).status("reading, converting, writing"):
+    with status("reading, converting, writing"):
         done = convert_file(options.checkpoint, options.out, options.origin, options.target, *settings)
     print(done)
 
@@ -237,17 +242,15 @@ def export(argv: list[str]) -> None:
         "--image_size", type=image_size, help="WIDTHxHEIGHT of the padded images; default: as configured"
     )
     options, overrides = _parse(parser, argv)
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from .detector import Detector
     from .export import export as write
     from .export import require_format
+    from .progress import status
 
     require_format(options.out)  # before anything is loaded
     size = options.image_size[::-1] if options.image_size else None
     detector = Detector.load(options.checkpoint, "cpu", overrides)
-    with Progress(SpinnerColumn(), TextColumn("tracing, writing, comparing"), TimeElapsedColumn()) as progress:
-        progress.add_task("")
+    with status("tracing, writing, comparing"):
         done = write(detector, options.out, size)
     gaps = ", ".join(f"{name} {gap:.1e}" for name, gap in done.difference.items())
     print(f"written: {done.path}, described in {done.path.with_suffix('.json')}; largest difference: {gaps}")

@@ -9,8 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.progress import track
-
 from .config import CocoConfig, Precision, load_config
 from .data import build_dataset
 from .data.file_names import file_name
@@ -19,6 +17,7 @@ from .data.rig import write_frame
 from .detections import Detections
 from .detector import Detector
 from .files import write_text
+from .progress import track
 from .visualize import draw_detections, draw_moments, draw_sample, follow, write_recording, write_video
 
 FILM_SUFFIXES = (".mp4", ".gif", ".rrd")
@@ -75,7 +74,8 @@ def predict_files(
     faults: list[str] = []
     taken: set[str] = set()
     try:
-        for start in track(range(0, len(files), batch_size), "predicting"):
+        starts = range(0, len(files), batch_size)
+        for start in track(starts, "predicting", len(starts)):
             for path, found in _predict_each(detector, files[start : start + batch_size], threshold):
                 if isinstance(found, Exception):
                     faults.append(str(found) if str(path) in str(found) else f"{path}: {found}")
@@ -186,7 +186,7 @@ def render_scene(
     detector, dataset = _open(source, overrides, precision)
     positions = _scene_positions(dataset, scene)
     times = [dataset.time(position) for position in positions]
-    samples = (dataset[position] for position in track(positions, "rendering"))
+    samples = (dataset[position] for position in track(positions, "rendering", len(positions)))
     stream = None if detector is None else detector.stream()
     pairs = ((sample, None if stream is None else stream.predict(sample, threshold)) for sample in samples)
     moments = follow(pairs, dataset.class_names, threshold)

@@ -228,6 +228,16 @@ def test_from_training_to_pictures(small, synthetic_root, tmp_path, capsys):
     assert run("evaluate", folder, "--out", tmp_path / "scores") == 0
     assert "mAP" in (tmp_path / "scores" / "metrics.json").read_text()
 
+    before = (folder / "evaluation" / "metrics.json").read_bytes()
+    assert run("evaluate", folder) == 0
+    assert run("evaluate", folder, "--data.val_split", "mini_train", "--data.classes", "[car]") == 1
+    told = capsys.readouterr().err
+    assert f"{folder / 'evaluation'} holds the scores of another evaluation, which differs in split, classes" in told
+    assert run("evaluate", folder / "checkpoints" / "step-00000004.safetensors", "--out", folder / "evaluation") == 0
+    assert run("evaluate", folder) == 1
+    assert "which differs in weights: name another folder with --out, or" in capsys.readouterr().err
+    assert json.loads(before)["evaluated"]["split"] == "mini_val"
+
     for source in (small, folder):
         out = tmp_path / f"drawn-{source.stem}"
         assert run("visualize", source, "--samples", "0", "3", "--out", out, "--frames", tmp_path / "frames") == 0

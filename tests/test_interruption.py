@@ -9,7 +9,7 @@ import tiny
 import yaml
 from nursery import wait_until
 
-from bevdet_core import interruption
+from bevdet_core import Detector, checkpoint, interruption
 from bevdet_core.interruption import Interrupted, StopSignals, stopping_at_once
 from bevdet_core.runlog import read_log
 
@@ -82,6 +82,14 @@ def settings(synthetic_root, tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def weights(settings):
+    """The detector of these settings, as a file."""
+    path = settings.with_name("small.safetensors")
+    checkpoint.save(path, Detector.load(settings, "cpu").checkpoint())
+    return path
+
+
 def assert_stopped(child, number, status, message):
     """A command that this signal has ended: in one line, without a trace of what was half done."""
     child.kill(number)
@@ -93,8 +101,8 @@ def assert_stopped(child, number, status, message):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("moment", ["loading", "scoring"])
-def test_an_evaluation_ends_at_once(settings, nursery, tmp_path, number, status, moment):
-    child = nursery.start(["evaluate", settings, "--out", tmp_path / "out"])
+def test_an_evaluation_ends_at_once(weights, nursery, tmp_path, number, status, moment):
+    child = nursery.start(["evaluate", weights, "--out", tmp_path / "out"])
     if moment == "loading":
         wait_until(lambda: child.output.exists() and "evaluating 1/4" in child.told(), child)
     else:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import processes
 from ..config import CocoConfig, DataConfig, NuScenesConfig
+from ..documents import DocumentError, parse_json, read_text
+from ..extras import require
 from ..interruption import StopSignals, stopping_at_once
 from ..progress import status, track
 
@@ -53,10 +54,30 @@ def require_metric(data: DataConfig) -> None:
         ImportError: a package is not installed; the message says how to.
     """
     package, extra = ("faster_coco_eval", "coco") if isinstance(data, CocoConfig) else ("nuscenes", "nuscenes")
-    if find_spec(package) is None:
-        raise ImportError(
-            f"the {data.name} metric needs the package {package}, which is not installed: "
-            f"pip install 'bevdet-core[{extra}]'"
+    require(extra, f"the {data.name} metric", package)
+
+
+def refuse_other_scores(folder: Path, dataset: NuScenesDataset | CocoDataset, weights: Path) -> None:
+    """Check that a folder does not hold the scores of other weights or data, which nobody wants to lose.
+
+    Raises:
+        FileExistsError: it does; the message says what differs.
+    """
+    try:
+        content = parse_json(read_text(folder / "metrics.json"))
+    except (OSError, DocumentError):
+        return  # nothing there, or nothing to be compared with
+    then = content.get("evaluated") if isinstance(content, dict) else None
+    if not isinstance(then, dict):
+        return
+    now = _evaluated(dataset, weights)
+    differing = [name for name in now if name != "weights" and now[name] != then.get(name)]
+    if Path(str(then.get("weights"))).name != weights.name:  # whatever the folder was called when it was written
+        differing.insert(0, "weights")
+    if differing:
+        raise FileExistsError(
+            f"{folder} holds the scores of another evaluation, which differs in {', '.join(differing)}: name another "
+            "folder with --out, or this one to replace them"
         )
 
 

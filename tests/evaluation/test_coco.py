@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from bevdet_core import evaluation
+from bevdet_core import extras
 from bevdet_core.config import CocoConfig, NuScenesConfig, PixelConfig, load_config
 from bevdet_core.data.coco import CocoDataset
 from bevdet_core.data.coco_index import CocoIndex, open_index
@@ -270,7 +270,7 @@ def test_results_of_a_test_split_are_written_for_the_server(root: Path, tmp_path
 
 def test_a_missing_package_is_named_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     require_metric(CocoConfig())
-    monkeypatch.setattr(evaluation, "find_spec", lambda name: None)
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"faster_coco_eval.*pip install 'bevdet-core\[coco\]'"):
         require_metric(CocoConfig())
     with pytest.raises(ImportError, match=r"pip install 'bevdet-core\[nuscenes\]'"):
