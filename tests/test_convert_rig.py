@@ -7,10 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 from torch import Tensor
 
-from bevdet_core import Detector, boxes3d
+from bevdet_core import Detector, boxes3d, checkpoint
 from bevdet_core.checkpoint import CheckpointError
 from bevdet_core.cli import main
 from bevdet_core.config import (
@@ -270,6 +271,18 @@ def test_settings_that_came_with_the_package_serve_anywhere(tmp_path: Path, monk
     assert main([*command, "--config", "configs/nuscenes/petr_r50.yaml"]) == 1
     told = "official.pth: a checkpoint of another release: it has no 'pts_bbox_head.cls_branches.0.6.bias'"
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("quirks", [True, False])
+def test_a_bevformer_that_the_release_would_run_otherwise_is_told(quirks: bool, tmp_path: Path, capsys):
+    detector = tiny.detector("bevformer")
+    config = replace(detector.config, model=replace(detector.config.model, release_quirks=quirks))
+    saved = Detector(detector.model, config, detector.class_names).checkpoint()
+    checkpoint.save(tmp_path / "ours.safetensors", saved)
+    words = [tmp_path / "ours.safetensors", "--to", "bevformer", "--out", tmp_path / "theirs.pth"]
+    assert main(["convert", *map(str, words)]) == 0
+    told = "; the release computes with model.release_quirks, without which these weights were trained"
+    assert (told in capsys.readouterr().out) == (not quirks)
 
 
 def test_the_names_of_releases_are_those_that_can_be_read():

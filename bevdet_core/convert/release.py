@@ -238,10 +238,18 @@ def convert(
         with naming(path):
             state_dict = to_release(saved, target, written)
         write_release(state_dict, target, out)
-        return f"written: {out}, {len(state_dict)} tensors in the layout of {target}"
+        told = f"written: {out}, {len(state_dict)} tensors in the layout of {target}"
+        if other := [name for name, value in ASKED_FOR.get(target, {}).items() if _setting(saved, name) != value]:
+            told += f"; the release computes with {', '.join(other)}, without which these weights were trained"
+        return told
     checkpoint.save(out, saved)
     name, count = saved.config["model"]["name"], len(saved.class_names)
     return f"written: {out}, a {name} with {count} classes, {len(saved.weights)} tensors"
+
+
+def _setting(saved: Checkpoint, name: str) -> Any:
+    section, _, key = name.partition(".")
+    return saved.config[section].get(key)
 
 
 def _convert_backbone(path: Path, out: Path) -> str:
