@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import NoReturn, get_args
 
 from . import __version__
 from .arguments import confidence, file_path, image_size, one_of, trained_detector, whole_number
@@ -334,36 +335,42 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
 }
 
 
-class _HelpSettings(argparse.Action):
-    """Prints settings with types, defaults and meaning: those of a configuration that was named before, or all."""
+class _Parser(argparse.ArgumentParser):
+    """Tells what may be meant where there is no such option."""
 
-    def __call__(self, parser, namespace, values, option_string=None) -> None:
-        from .config import DATA, MODELS, TrainConfig, load_config, settings_parser
+    def error(self, message: str) -> NoReturn:
+        unknown = re.match(r"unrecognized arguments:.*?--([\w-]+)", message)
+        if unknown:
+            from .config import all_settings, nearest
 
-        file = getattr(namespace, "config", None)
-        parts: list[dict[str, type]]
+            own = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+            close = nearest(unknown[1].replace("-", "_"), [*own, *(all_settings() if "help_settings" in own else ())])
+            message += f"; did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
+        super().error(message)
+
+
+def _help_settings(words: list[str]) -> None:
+    """Print settings with types, defaults and meaning: those of the configuration or run that is named, or all."""
+    from .config import all_kinds, kinds_of, read_settings, settings_help
+
+    kinds, of = all_kinds(), "every detector and data set"
+    for path in (Path(word) for word in words if not word.startswith("-")):
+        beside = path / "config.yaml" if path.is_dir() else path.with_name("config.yaml")  # what a run leaves
+        is_run = path.is_dir() or path.suffix == ".safetensors"
+        file = path if path.suffix in (".yaml", ".yml") else beside if is_run and beside.is_file() else None
         if file is not None:
-            config = load_config(file)
-            parts = [{"model": type(config.model)}, {"data": type(config.data)}]
-        else:
-            parts = [*({"model": kind} for kind in MODELS.values()), *({"data": kind} for kind in DATA.values())]
-        parts.append({"train": TrainConfig})
-        for types in parts:
-            print(settings_parser(types).format_help())
-        parser.exit()
+            kinds, of = [*kinds_of(read_settings(file)).items()], str(file)
+            break
+    print(f"settings of {of}, each as --NAME VALUE:\n\n{settings_help(kinds)}", end="")
 
 
 def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"bevdet {verb}", description=function.__doc__, epilog=EPILOG if settings else None, allow_abbrev=False
     )
     if settings:
-        parser.add_argument(
-            "--help_settings",
-            nargs=0,
-            action=_HelpSettings,
-            help="list all settings, of a named configuration its own, and leave",
-        )
+        text = "list all settings, of a named configuration or run its own, and leave"
+        parser.add_argument("--help_settings", action="store_true", help=text)
     return parser
 
 
@@ -383,14 +390,26 @@ def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.N
         name, equals, value = word.removeprefix("--").partition("=")
         if not (word.startswith("--") and "." in name):
             rest.append(word)
-        elif equals:
-            overrides[name] = value
-        else:
-            try:
-                overrides[name] = next(words)
-            except StopIteration:
-                raise UsageError(f"{word} needs a value") from None
+            continue
+        for other in overrides:
+            if other == name:
+                raise UsageError(f"--{name} is given twice")
+            if f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}."):
+                raise UsageError(f"--{other} and --{name} are given, and one is a part of the other")
+        overrides[name] = value if equals else _value(f"--{name}", words)
+    if "--help_settings" in rest:
+        _help_settings(rest)
+        parser.exit()
     return parser.parse_args(rest), overrides
+
+
+def _value(option: str, words: Iterator[str]) -> str:
+    value = next(words, None)
+    if value is None:
+        raise UsageError(f"{option} needs a value")
+    if value.startswith("--") or value == "-h":
+        raise UsageError(f"{option} needs a value, got the option {value}")
+    return value
 
 
 if __name__ == "__main__":

@@ -76,6 +76,8 @@ class Parsed(BaseException):
 class Rest:
     """In the place of a parser: keeps the words that are no settings."""
 
+    exit = sys.exit
+
     @staticmethod
     def parse_args(words: list[str]) -> list[str]:
         return words
@@ -118,8 +120,8 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     for verb, *words in commands(page):
-        rest, overrides = cli._parse(Rest, words)  # type: ignore[arg-type]
         try:
+            rest, overrides = cli._parse(Rest, words)  # type: ignore[arg-type]
             cli.VERBS[verb](rest)
         except Parsed as parsed:
             options = vars(parsed.options)

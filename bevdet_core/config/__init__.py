@@ -22,11 +22,13 @@ from .image_models import (
     DetrConfig,
     DetrLossConfig,
 )
-from .loading import Config, load_config, read_settings, settings_parser
+from .listing import Setting, all_kinds, all_settings, nearest, settings_help, settings_of
+from .loading import Config, kinds_of, load_config, read_settings
 from .models import MODELS, ModelConfig, Queue, RigModelConfig, queue_of, streams
 from .network import BackboneConfig, PixelConfig
 from .rig_models import BevFormerConfig, Detr3dConfig, Detr3dLossConfig, PetrConfig, Range3d
 from .training import Precision, TrainConfig
+from .values import choices
 
 __all__ = [
     "DATA",
@@ -56,10 +58,17 @@ __all__ = [
     "Range3d",
     "RigAugmentConfig",
     "RigModelConfig",
+    "Setting",
     "TrainConfig",
+    "all_kinds",
+    "all_settings",
+    "choices",
+    "kinds_of",
     "load_config",
+    "nearest",
     "queue_of",
     "read_settings",
-    "settings_parser",
+    "settings_help",
+    "settings_of",
     "streams",
 ]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import yaml
 
-from ..documents import DocumentError, first_not_finite, parse_yaml, read_text
+from ..documents import DocumentError, parse_yaml, read_text, shown
 from .data import DATA, DataConfig, NuScenesConfig
 from .errors import ConfigError
+from .listing import nearest, plain, settings_of
 from .models import MODELS, Detr3dConfig, ModelConfig, RigModelConfig, streams
 from .ranges import check_ranges
 from .training import TrainConfig
+from .values import typed
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,11 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """Nested dicts and lists that YAML and JSON can hold, and that `load_config` takes back."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
     def to_yaml(self) -> str:
         """The text of a configuration file with all settings."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.dump(self.to_dict(), Dumper=_Dumper, sort_keys=False, width=120)
 
 
 def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None) -> Config:
@@ -63,35 +65,38 @@ def load_config(source: str | Path | Mapping[str, Any], overrides: Mapping[str, 
     Raises:
         ConfigError: a file that is missing or no YAML, an unknown name (with the nearest valid ones), a wrong value.
     """
-    origin = "the settings" if isinstance(source, Mapping) else str(source)
-    tree = _plain(source) if isinstance(source, Mapping) else read_settings(Path(source))
-    for name, value in (overrides or {}).items():
-        _set(tree, name, _parsed(name, value) if isinstance(value, str) else value)
-    types = {
-        "model": _pick("model", MODELS, tree, "detr3d", origin),
-        "data": _pick("data", DATA, tree, "nuscenes", origin),
-        "train": TrainConfig,
-    }
-    _check_names(tree, types, origin)
-    if (place := first_not_finite(tree)) is not None:
-        raise ConfigError(f"{origin}: {place} must be a finite number")
-    parser = settings_parser(types)
+    tree = plain(source) if isinstance(source, Mapping) else read_settings(Path(source))
     try:
-        return Config(**vars(parser.instantiate(parser.parse_object(tree))))
-    except ConfigError:
-        raise
-    except Exception as error:  # jsonargparse reports a wrong value through several exception types
-        raise ConfigError(f"{origin}: {error}") from error
+        for name, value in (overrides or {}).items():
+            _set(tree, name, _parsed(name, value) if isinstance(value, str) else plain(value))
+        kinds = kinds_of(tree)
+        for name in tree:
+            if name not in kinds:
+                raise ConfigError(f"{name}: no such setting{_near(str(name), kinds)}")
+        return Config(**{name: _built(kind(), tree.get(name, {}), name, kinds) for name, kind in kinds.items()})
+    except ConfigError as error:
+        subject = re.split(r"[^\w.]", str(error))[0] + "."
+        given = any(subject.startswith(f"{name}.") or f"{name}.".startswith(subject) for name in overrides or ())
+        if given or isinstance(source, Mapping):  # no file is to blame
+            raise
+        raise ConfigError(f"{source}: {error}") from error
 
 
-def settings_parser(types: Mapping[str, type] | None = None):
-    """The jsonargparse parser that knows all settings, their types, defaults and meaning."""
-    from jsonargparse import ArgumentParser
+def kinds_of(tree: Mapping[str, Any]) -> dict[str, type]:
+    """The dataclasses that the three parts of a configuration become, by the names that it has for them.
 
-    parser = ArgumentParser(prog="settings", usage="--NAME VALUE ...", exit_on_error=False, add_help=False)
-    for name, kind in (types or {"model": Detr3dConfig, "data": NuScenesConfig, "train": TrainConfig}).items():
-        parser.add_argument(f"--{name}", type=kind, default=kind())
-    return parser
+    Raises:
+        ConfigError: no detector or data set has this name.
+    """
+    sections = {"model": (MODELS, "detr3d"), "data": (DATA, "nuscenes")}
+    found: dict[str, type] = {}
+    for section, (kinds, default) in sections.items():
+        content = tree.get(section, {})
+        name = content.get("name", default) if isinstance(content, Mapping) else default
+        if not isinstance(name, str) or name not in kinds:
+            raise ConfigError(f"{section}.name must be one of {', '.join(kinds)}, got {shown(name)}")
+        found[section] = kinds[name]
+    return found | {"train": TrainConfig}
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -102,6 +107,9 @@ def read_settings(path: Path) -> dict[str, Any]:
     """
     try:
         tree = parse_yaml(read_text(_found(path)))
+    except FileNotFoundError:
+        close = difflib.get_close_matches(str(path), [f"configs/{name.as_posix()}" for name in _shipped()])
+        raise ConfigError(f"{path}: no such configuration{_told(close)}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except DocumentError as error:
@@ -109,6 +117,15 @@ def read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: the configuration must be a mapping with 'model', 'data' and 'train'")
     return tree
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists on one line, however deep."""
+
+
+_Dumper.add_representer(
+    list, lambda dumper, items: dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+)
 
 
 def _parsed(name: str, text: str) -> Any:
@@ -122,10 +139,15 @@ def _found(path: Path) -> Path:
     """The path, or that of a configuration of this name that came with the package."""
     if path.exists() or path.is_absolute():
         return path
-    package = Path(__file__).parents[1]
     name = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    bundled = [folder / name for folder in (package / "configs", package.parent / "configs")]  # wheel, checkout
-    return next((file for file in bundled if ".." not in name.parts and file.is_file()), path)
+    return _shipped().get(name, path)
+
+
+def _shipped() -> dict[Path, Path]:
+    """The configurations that came with the package, by their place below `configs`."""
+    package = Path(__file__).parents[1]
+    folders = [package.parent / "configs", package / "configs"]  # checkout, wheel
+    return {file.relative_to(folder): file for folder in folders for file in sorted(folder.rglob("*.yaml"))}
 
 
 def _set(tree: dict[str, Any], name: str, value: Any) -> None:
@@ -137,34 +159,25 @@ def _set(tree: dict[str, Any], name: str, value: Any) -> None:
     tree[leaf] = value
 
 
-def _pick(section: str, kinds: Mapping[str, type], tree: Mapping[str, Any], default: str, origin: str) -> type:
-    content = tree.get(section, {})
-    name = content.get("name", default) if isinstance(content, Mapping) else default
-    if not isinstance(name, str) or name not in kinds:
-        raise ConfigError(f"{origin}: {section}.name: no {section} {name!r}{_nearest(str(name), kinds)}")
-    return kinds[name]
+def _built(default: Any, tree: Any, prefix: str, kinds: Mapping[str, type]) -> Any:
+    """A dataclass with what its part of a configuration changes; `kinds` as `kinds_of` told them."""
+    if not isinstance(tree, Mapping):
+        raise ConfigError(f"{prefix} must be a mapping of settings, got {shown(tree)}")
+    hints = get_type_hints(type(default))
+    values = {}
+    for key, value in tree.items():
+        name = f"{prefix}.{key}"
+        if key not in hints:
+            raise ConfigError(f"{name}: no such setting{_near(name, kinds)}")
+        part = getattr(default, key)
+        values[key] = _built(part, value, name, kinds) if is_dataclass(part) else typed(name, hints[key], value)
+    return replace(default, **values)
 
 
-def _check_names(tree: Any, kinds: Mapping[str, Any], origin: str, prefix: str = "") -> None:
-    for name, value in tree.items():
-        if name not in kinds:
-            nearest = _nearest(str(name), kinds, prefix)
-            raise ConfigError(f"{origin}: no setting {prefix + str(name)!r}{nearest}")
-        if is_dataclass(kinds[name]):
-            if not isinstance(value, Mapping):
-                raise ConfigError(f"{origin}: {prefix + name} must be a mapping of settings, got {value!r}")
-            hints = get_type_hints(kinds[name])
-            _check_names(value, {f.name: hints[f.name] for f in fields(kinds[name])}, origin, f"{prefix}{name}.")
-        elif value is None and NoneType not in get_args(kinds[name]):
-            raise ConfigError(f"{origin}: {prefix}{name} must have a value")
+def _near(name: str, kinds: Mapping[str, type]) -> str:
+    names = [*kinds, *(setting.name for section, kind in kinds.items() for setting in settings_of(kind, section))]
+    return _told(nearest(name, names))
 
 
-def _nearest(name: str, valid: Mapping[str, Any], prefix: str = "") -> str:
-    close = difflib.get_close_matches(name, valid, n=3, cutoff=0.5) or sorted(valid)
-    return f"; nearest: {', '.join(prefix + other for other in close)}"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+def _told(close: list[str]) -> str:
+    return f"; nearest: {', '.join(close)}" if close else ""

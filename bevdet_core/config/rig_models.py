@@ -34,7 +34,7 @@ class Detr3dLossConfig:
 
     def __post_init__(self) -> None:
         if len(self.code_weights) != 10:
-            raise ConfigError(f"model.loss.code_weights must be 10 numbers, got {len(self.code_weights)}")
+            raise ConfigError(f"model.loss.code_weights must be a list of 10 numbers, got {len(self.code_weights)}")
 
 
 @dataclass(frozen=True)
