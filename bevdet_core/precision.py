@@ -22,7 +22,7 @@ def resolve(precision: Precision, setting: str) -> Literal["fp32", "bf16", "fp16
     if precision == "auto":
         return native()
     if precision not in get_args(Precision):
-        raise ValueError(f"{setting} must be fp32, bf16, fp16 or auto, got {precision!r}")
+        raise ValueError(f"{setting} must be one of {', '.join(get_args(Precision))}, got {precision!r}")
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError(f"{setting} fp16 needs a GPU; on a CPU choose fp32, bf16 or auto")
     return precision

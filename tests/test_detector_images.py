@@ -141,7 +141,7 @@ def test_precision(tmp_path: Path) -> None:
     assert not torch.equal(whole.scores, half.scores)
     torch.testing.assert_close(whole.scores, half.scores, rtol=0.05, atol=0)
     assert Detector.load(file, "cpu", precision="auto").precision in ("fp32", "bf16")
-    with pytest.raises(ValueError, match="precision must be fp32, bf16, fp16 or auto, got 'int8'"):
+    with pytest.raises(ValueError, match="precision must be one of fp32, bf16, fp16, auto, got 'int8'"):
         Detector.load(file, "cpu", precision="int8")  # type: ignore[arg-type]
 
 

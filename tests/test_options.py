@@ -29,7 +29,7 @@ def test_a_negative_number_is_a_value(capsys):
     settings = printed(capsys, "--data.augment.rotation", "-.0", "--model.pixels.mean", "[-1, -2.5, 0]")
     assert (settings["data"]["augment"]["rotation"], settings["model"]["pixels"]["mean"]) == (0.0, [-1.0, -2.5, 0.0])
     assert main(["train", SMALL, "--train.lr", "-5.0"]) == 1
-    assert capsys.readouterr().err == "bevdet train: train.lr must not be negative, got -5.0\n"
+    assert capsys.readouterr().err == "bevdet train: train.lr must be at least 0, got -5.0\n"
 
 
 @pytest.mark.parametrize(

@@ -56,12 +56,6 @@ class RigAugmentConfig:
     rotation: float = 0.0
     scale: tuple[float, float] = (1.0, 1.0)
 
-    def __post_init__(self) -> None:
-        for name in ("resize", "scale"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ConfigError(f"data.augment.{name} must be (smallest, largest), got {[low, high]}")
-
 
 @dataclass(frozen=True)
 class NuScenesConfig:
@@ -106,11 +100,6 @@ class NuScenesConfig:
     on_error: Literal["raise", "skip"] = "raise"
     index_dir: str | None = None
 
-    def __post_init__(self) -> None:
-        for name in ("classes", "cameras"):
-            if not getattr(self, name) or len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ConfigError(f"data.{name} must name each once, got {list(getattr(self, name))}")
-
 
 @dataclass(frozen=True)
 class ImageAugmentConfig:
@@ -130,16 +119,6 @@ class ImageAugmentConfig:
     crop: float = 0.5
     crop_short_sides: tuple[int, ...] = (400, 500, 600)
     crop_size: tuple[int, int] = (384, 600)
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "crop"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.augment.{name} is a probability, got {getattr(self, name)}")
-        for name in ("short_sides", "crop_short_sides", "crop_size"):
-            if not getattr(self, name) or min(getattr(self, name)) < 1:
-                raise ConfigError(f"data.augment.{name} must be sizes in pixels, got {list(getattr(self, name))}")
-        if self.crop_size[0] > self.crop_size[1]:
-            raise ConfigError(f"data.augment.crop_size must be (smallest, largest), got {list(self.crop_size)}")
 
 
 @dataclass(frozen=True)
@@ -187,12 +166,10 @@ class CocoConfig:
     index_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("short_side", "long_side", "val_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} must be at least 1, got {value}")
-        if self.classes is not None and (not self.classes or len(set(self.classes)) < len(self.classes)):
-            raise ConfigError(f"data.classes must name each class once, got {list(self.classes)}")
+        if self.long_side < self.short_side:
+            raise ConfigError(
+                f"data.long_side must be at least data.short_side = {self.short_side}, got {self.long_side}"
+            )
 
 
 DataConfig = NuScenesConfig | CocoConfig

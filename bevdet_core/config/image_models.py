@@ -81,13 +81,6 @@ class DenoisingConfig:
     label_noise: float = 0.2
     box_noise: float = 0.4
 
-    def __post_init__(self) -> None:
-        if self.groups < 0:
-            raise ConfigError(f"model.denoising.groups must not be negative, got {self.groups}")
-        for name in ("label_noise", "box_noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"model.denoising.{name} must lie in [0, 1], got {getattr(self, name)}")
-
 
 @dataclass(frozen=True)
 class DeformableDetrLossConfig:

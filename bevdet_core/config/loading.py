@@ -30,8 +30,8 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        check_ranges("model", self.model)
-        check_ranges("data", self.data)
+        for section in ("model", "data", "train"):
+            check_ranges(section, getattr(self, section))
         if isinstance(self.model, RigModelConfig) != isinstance(self.data, NuScenesConfig):
             raise ConfigError(
                 f"model.name {self.model.name!r} cannot learn from data.name {self.data.name!r}: 3D detectors need "

@@ -28,11 +28,11 @@ class Queue(NamedTuple):
 
 def queue_of(model: ModelConfig) -> Queue | None:
     """What a detector is to be trained on; None for those that look at single frames, or at one after the other."""
-    if not isinstance(model, BevFormerConfig) or model.queue_length == 1 or model.queue_learn == "stream":
+    if not isinstance(model, BevFormerConfig) or not model.history or model.queue_learn == "stream":
         return None
     return Queue(model.queue_length, model.queue_drop, model.queue_learn)
 
 
 def streams(model: ModelConfig) -> bool:
     """Whether a detector is to be trained on the frames of a scene one after the other."""
-    return isinstance(model, BevFormerConfig) and model.queue_length > 1 and model.queue_learn == "stream"
+    return isinstance(model, BevFormerConfig) and bool(model.history) and model.queue_learn == "stream"

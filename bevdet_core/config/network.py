@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .errors import ConfigError
+
 
 @dataclass(frozen=True)
 class PixelConfig:
@@ -52,3 +54,11 @@ class BackboneConfig:
     deformable_stages: tuple[int, ...] = ()
     stages: tuple[tuple[int, int], ...] | None = None
     weights: str | None = None
+
+    def __post_init__(self) -> None:
+        if list(self.out_stages) != sorted(set(self.out_stages)):
+            raise ConfigError(f"model.backbone.out_stages must be stages that rise, got {list(self.out_stages)}")
+        if self.deformable_stages and self.depth < 50:
+            raise ConfigError(f"model.backbone.deformable_stages need a depth of 50 or more, got {self.depth}")
+        if self.stages is not None and len(self.stages) != 4:
+            raise ConfigError(f"model.backbone.stages must be four pairs of blocks and width, got {len(self.stages)}")

@@ -176,18 +176,12 @@ class BevFormerConfig:
 
     def __post_init__(self) -> None:
         _check_proposals(self.num_proposals, self.perspective)
-        if self.num_bev_proposals < 0:
-            raise ConfigError(f"model.num_bev_proposals must not be negative, got {self.num_bev_proposals}")
-        if min(self.bev_shape) < 1:
-            raise ConfigError(f"model.bev_shape must be (rows, columns) of at least 1, got {list(self.bev_shape)}")
-        if self.queue_length < 1:
-            raise ConfigError(f"model.queue_length must be at least 1, got {self.queue_length}")
         steps = list(self.history_steps)
-        if not steps or steps[0] != 1 or steps != sorted(set(steps)):
+        if steps[:1] != [1] or steps != sorted(set(steps)):
             raise ConfigError(f"model.history_steps must begin with 1 and rise, got {steps}")
         if self.temporal == "attention" and steps != [1]:
             raise ConfigError(f"model.temporal attention looks at one view, model.history_steps [1], got {steps}")
-        if self.spatial_points % self.pillar_points:
+        if self.pillar_points < 1 or self.spatial_points % self.pillar_points:
             raise ConfigError(
                 f"model.spatial_points = {self.spatial_points} must be a multiple of model.pillar_points = "
                 f"{self.pillar_points}: every anchor gets as many samples"
@@ -249,15 +243,13 @@ class PetrConfig:
     def __post_init__(self) -> None:
         if self.embed_dim % 4:
             raise ConfigError(f"model.embed_dim of PETR must be a multiple of 4, got {self.embed_dim}")
-        if self.num_depths < 1 or not 0 < self.depth_start < self.position_range[3]:
+        if not 0 < self.depth_start < self.position_range[3]:
             raise ConfigError(
-                f"model.num_depths must be at least 1 and model.depth_start lie between 0 and the range's "
-                f"{self.position_range[3]} m, got {self.num_depths} and {self.depth_start}"
+                f"model.depth_start must lie between 0 and the x1 = {self.position_range[3]} of model.position_range, "
+                f"got {self.depth_start}"
             )
 
 
 def _check_proposals(num_proposals: int, perspective: bool) -> None:
-    if num_proposals < 0:
-        raise ConfigError(f"model.num_proposals must not be negative, got {num_proposals}")
-    if num_proposals and not perspective:
+    if num_proposals > 0 and not perspective:
         raise ConfigError("model.num_proposals needs model.perspective: true, the head that proposes")
