@@ -17,8 +17,8 @@
 `image` is relative to the file and lies beside it or in a folder below: a frame that somebody sends cannot name
 pictures elsewhere. null says that the camera gave none, and it then needs no calibration. `intrinsic` is 3x3, in pixels
 of the image as it lies on disk. `camera2lidar` is 4x4, in metres: it takes points of the camera (x
-right, y down, z forward) to the frame in which boxes are wanted (x right, y forward, z up at nuScenes). Where cameras
-fire at different times and the rig moves, it includes the motion.
+right, y down, z forward) to the frame in which boxes are wanted (x right, y forward, z up at nuScenes), by a rotation
+and a shift. Where cameras fire at different times and the rig moves, it includes the motion.
 
 A rig has any number of cameras, of any sizes. Cameras that have the names of the detector's own (`data.cameras`) take
 their places in whatever order they come, and those that are not there count as failed; a rig with other names is taken
@@ -45,6 +45,7 @@ from .images import read_image
 
 MAX_CAMERAS = 100
 LARGEST = 1e9  # metres or pixels; beyond it there is no calibration, and an inverse may overflow
+TOLERANCE = 1e-3  # of calibrations that are written with a few digits
 BLANK = (450, 800)  # (height, width) of the picture of a camera that gave none, in a frame without any
 
 
@@ -70,7 +71,7 @@ def read_frame(path: str | Path) -> Sample:
         raise ValueError(f"{path}: unknown entries {sorted(unknown)}")
     cameras = [_camera(entry, number, f"{path}: cameras[{number}]") for number, entry in enumerate(entries)]
     images = with_blanks([None if e["image"] is None else read_image(path.parent / e["image"]) for e in entries])
-    lidar2global = _matrix(frame, "lidar2global", 4, str(path)) if "lidar2global" in frame else None
+    lidar2global = _pose(frame, "lidar2global", str(path)) if "lidar2global" in frame else None
     timestamp = frame.get("timestamp")
     if timestamp is not None and not (is_number(timestamp) and math.isfinite(timestamp)):
         raise ValueError(f"{path}: 'timestamp' must be a number of seconds, got {shown(timestamp)}")
@@ -136,7 +137,35 @@ def _camera(entry: Mapping[str, Any], number: int, where: str) -> Camera:
         raise ValueError(f"{where}: 'name' must be a text, got {shown(name)}")
     if hidden and not {"intrinsic", "camera2lidar"} & set(entry):
         return failed_camera(name)
-    return Camera(name, _matrix(entry, "intrinsic", 3, where), _matrix(entry, "camera2lidar", 4, where), hidden)
+    where += f" ({name})" * ("name" in entry)
+    return Camera(name, _intrinsic(entry, where), _pose(entry, "camera2lidar", where), hidden)
+
+
+def _intrinsic(entry: Mapping[str, Any], where: str) -> np.ndarray:
+    matrix = _matrix(entry, "intrinsic", 3, where)
+    if not np.allclose(matrix[2], (0, 0, 1), rtol=0, atol=TOLERANCE):
+        raise ValueError(f"{where}: the last row of 'intrinsic' must be 0, 0, 1, got {shown(matrix[2].tolist())}")
+    if not (matrix[[0, 1], [0, 1]] > 0).all():
+        focal = shown(matrix[[0, 1], [0, 1]].tolist())
+        raise ValueError(f"{where}: the focal lengths of 'intrinsic', in its diagonal, must be positive, got {focal}")
+    return matrix
+
+
+def _pose(entry: Mapping[str, Any], name: str, where: str) -> np.ndarray:
+    """A rigid motion: anything else would bend the rays of the cameras without a word."""
+    matrix = _matrix(entry, name, 4, where)
+    if not np.allclose(matrix[3], (0, 0, 0, 1), rtol=0, atol=TOLERANCE):
+        raise ValueError(f"{where}: the last row of {name!r} must be 0, 0, 0, 1, got {shown(matrix[3].tolist())}")
+    turn = matrix[:3, :3]
+    if not np.allclose(turn @ turn.T, np.eye(3), rtol=0, atol=TOLERANCE):
+        lengths = [round(float(length), 3) for length in np.linalg.norm(turn, axis=0)]
+        raise ValueError(
+            f"{where}: the first three rows and columns of {name!r} must be a rotation, with columns of length 1 at "
+            f"right angles; theirs are {shown(lengths)} long"
+        )
+    if np.linalg.det(turn) < 0:
+        raise ValueError(f"{where}: {name!r} mirrors: it takes a right-handed frame to a left-handed one")
+    return matrix
 
 
 def _matrix(entry: Mapping[str, Any], name: str, size: int, where: str) -> np.ndarray:
@@ -148,6 +177,4 @@ def _matrix(entry: Mapping[str, Any], name: str, size: int, where: str) -> np.nd
         matrix = np.empty(0)
     if matrix.shape != (size, size) or not (abs(matrix) < LARGEST).all():
         raise ValueError(f"{where}: {name!r} must be {size}x{size} finite numbers")
-    if abs(np.linalg.det(matrix)) < 1e-9:
-        raise ValueError(f"{where}: {name!r} has no inverse")
     return matrix

@@ -87,7 +87,10 @@ def test_frames_survive_writing_and_reading(tmp_path: Path):
     ("changes", "message"),
     [
         ({"cameras": [{"name": "a"}]}, r"cameras\[0\]: 'image' must be a file name .*, or null"),
-        ({"cameras": [{"image": None, "intrinsic": INTRINSIC}]}, r"cameras\[0\]: 'camera2lidar' is missing"),
+        (
+            {"cameras": [{"image": None, "intrinsic": INTRINSIC}]},
+            r"cameras\[0\]: 'camera2lidar' is missing",
+        ),
         ({"cameras": [{"image": None, "pose": 1}]}, r"cameras\[0\]: unknown entries \['pose'\]"),
         ({"cameras": []}, "at least one camera"),
         ({"scene": 7}, "'scene' must be a name, got 7"),
@@ -96,17 +99,54 @@ def test_frames_survive_writing_and_reading(tmp_path: Path):
         ({"timestamp": "noon"}, "'timestamp' must be a number of seconds, got 'noon'"),
         ({"timestamp": float("inf")}, "'timestamp' must be a number of seconds, got inf"),
         ({"cameras": [{"image": None, "name": 7}]}, r"cameras\[0\]: 'name' must be a text, got 7"),
-        ({"cameras": [broken_camera(intrinsic=AHEAD)]}, r"cameras\[0\]: 'intrinsic' must be 3x3 finite numbers"),
-        ({"cameras": [broken_camera(intrinsic="wide")]}, r"cameras\[0\]: 'intrinsic' must be 3x3 finite numbers"),
-        ({"cameras": [broken_camera(camera2lidar=INTRINSIC)]}, r"\[0\]: 'camera2lidar' must be 4x4 finite numbers"),
+        (
+            {"cameras": [broken_camera(intrinsic=AHEAD)]},
+            r"cameras\[0\]: 'intrinsic' must be 3x3 finite numbers",
+        ),
+        (
+            {"cameras": [broken_camera(intrinsic="wide")]},
+            r"cameras\[0\]: 'intrinsic' must be 3x3 finite numbers",
+        ),
+        (
+            {"cameras": [broken_camera(camera2lidar=INTRINSIC)]},
+            r"\[0\]: 'camera2lidar' must be 4x4 finite numbers",
+        ),
         ({"lidar2global": [[math.nan] * 4] * 4}, r"frame\.json: 'lidar2global' must be 4x4 finite numbers"),
-        ({"cameras": [broken_camera(intrinsic=[[0] * 3] * 3)]}, r"cameras\[0\]: 'intrinsic' has no inverse"),
-        ({"lidar2global": [[1] * 4] * 4}, r"frame\.json: 'lidar2global' has no inverse"),
+        (
+            {"cameras": [broken_camera(name="left", intrinsic=[[80, 0, 40], [0, 80, 24], [0, 0, 2]])]},
+            r"cameras\[0\] \(left\): the last row of 'intrinsic' must be 0, 0, 1, got \[0\.0, 0\.0, 2\.0\]",
+        ),
+        (
+            {"cameras": [broken_camera(intrinsic=[[80, 0, 40], [0, -80, 24], [0, 0, 1]])]},
+            r"cameras\[0\]: the focal lengths of 'intrinsic', .* must be positive, got \[80\.0, -80\.0\]",
+        ),
+        (
+            {"cameras": [broken_camera(camera2lidar=(2 * np.array(AHEAD) - np.diag([0, 0, 0, 1])).tolist())]},
+            r"the first three .* 'camera2lidar' must be a rotation, .* are \[2\.0, 2\.0, 2\.0\] long",
+        ),
+        (
+            {"cameras": [broken_camera(camera2lidar=np.transpose(AHEAD).tolist())]},
+            r"the last row of 'camera2lidar' must be 0, 0, 0, 1, got \[0\.0, 1\.5, 1\.6, 1\.0\]",
+        ),
+        (
+            {"cameras": [broken_camera(camera2lidar=np.diag([1, 1, -1, 1]).tolist())]},
+            r"'camera2lidar' mirrors: it takes a right-handed frame to a left-handed one",
+        ),
+        ({"lidar2global": [[1] * 4] * 4}, r"frame\.json: the last row of 'lidar2global' must be 0, 0, 0, 1"),
+        ({"lidar2global": np.diag([1, 1, 0, 1]).tolist()}, r"frame\.json: the first three .* 'lidar2global' must be a"),
     ],
 )
 def test_mistakes_in_a_frame_are_named(tmp_path: Path, changes: dict, message: str):
     with pytest.raises(ValueError, match=message):
         read_frame(frame_file(tmp_path, **changes))
+
+
+def test_a_calibration_of_a_few_digits_is_taken(tmp_path: Path):
+    """0.6 and 0.8 as a quaternion of three digits gives them."""
+    w, z = 0.894, 0.447
+    turn = [[1 - 2 * z * z, -2 * w * z, 0, 1.5], [2 * w * z, 1 - 2 * z * z, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+    found = read_frame(frame_file(tmp_path, lidar2global=turn))
+    np.testing.assert_array_equal(found.lidar2global, turn)
 
 
 @pytest.mark.parametrize(
