@@ -18,7 +18,7 @@ from .data.loader import build_loader, worker_advice
 from .detector import Detector
 from .evaluation import Metrics, evaluate, require_metric
 from .files import write_text
-from .fine_tuning import load_start
+from .fine_tuning import load_start, require_start
 from .interruption import GO_ON, Interrupted, StopSignals
 from .models import build_criterion, build_model
 from .models.bevformer import BevFormer
@@ -47,6 +47,7 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
         The metrics of the final weights on the validation split.
 
     Raises:
+        ConfigError: a backbone that starts from random weights is frozen.
         FileExistsError: `run` holds a run already and `resume` is off.
         ValueError: a split without annotations.
         LaunchError: the run does not fit the processes and devices that it was started on.
@@ -55,9 +56,12 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
         LossError: a loss is not finite; the message names samples, layer and term. Checkpoints stay as they are.
         Interrupted: SIGTERM or Ctrl-C came; there is a checkpoint of the last step.
     """
-    if not resume and checkpoint.training_checkpoints(run / "checkpoints"):
+    begun = bool(checkpoint.training_checkpoints(run / "checkpoints"))
+    if begun and not resume:
         raise FileExistsError(f"{run} already holds a run: continue it with --resume or choose another --run")
     require_metric(config.data)
+    if not begun:
+        require_start(config)
     with launch.deterministic_algorithms(config.train.deterministic), launch.memory_advice(config.train):
         return _train(config, run, resume, quiet)
 

@@ -1,4 +1,4 @@
-"""Training that starts from the weights of another detector."""
+"""What a training starts from: weights of its backbone, or those of another detector."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .config import ModelConfig
+from .config import Config, ConfigError, ModelConfig
 from .models import build_model
 
 
@@ -30,6 +30,23 @@ class Start:
             more = f" and {len(self.anew) - 5} more" if len(self.anew) > 5 else ""
             text += f"; anew: {', '.join(self.anew[:5])}{more}"
         return text
+
+
+def require_start(config: Config) -> None:
+    """Check that a training does not keep backbone weights that nothing but chance has made.
+
+    Raises:
+        ConfigError: it would: the backbone is frozen, in whole or in part, and starts from random weights.
+    """
+    backbone = config.model.backbone
+    frozen = [f"model.backbone.norm {backbone.norm}"] if backbone.norm != "batch" else []
+    frozen += [f"model.backbone.frozen_stages {backbone.frozen_stages}"] if backbone.frozen_stages else []
+    if frozen and backbone.weights is None and config.train.load_from is None:
+        raise ConfigError(
+            f"{' and '.join(frozen)} would keep random weights as they are: name weights to start from with "
+            "--model.backbone.weights FILE or --train.load_from RUN, or train all of it with --model.backbone.norm "
+            "batch --model.backbone.frozen_stages 0"
+        )
 
 
 def load_start(model: nn.Module, config: ModelConfig, class_names: Sequence[str], source: str | Path) -> Start:

@@ -281,7 +281,7 @@ def test_a_broken_image_stops_the_run_or_is_skipped_and_counted(synthetic_copy, 
 
 
 def test_a_loss_that_is_not_finite_names_the_sample_and_keeps_the_checkpoint(synthetic_root, tmp_path):
-    config = settings(synthetic_root, train__lr=1e25, train__clip_norm=0.0, train__warmup_steps=0)
+    config = settings(synthetic_root, train__lr=1e9, train__clip_norm=0.0, train__warmup_steps=0)
     with pytest.raises(LossError, match="layer") as error:
         train(config, tmp_path / "run", quiet=True)
     from bevdet_core.data import build_dataset

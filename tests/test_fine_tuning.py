@@ -11,8 +11,9 @@ import torch
 
 from bevdet_core import checkpoint
 from bevdet_core.checkpoint import CheckpointError
-from bevdet_core.config import load_config
-from bevdet_core.fine_tuning import class_axes, load_start
+from bevdet_core.cli import main
+from bevdet_core.config import ConfigError, load_config
+from bevdet_core.fine_tuning import class_axes, load_start, require_start
 from bevdet_core.models import build_model
 
 
@@ -89,3 +90,39 @@ def test_nothing_fits(saved: Path) -> None:
         load_start(build_model(config, 3), config, ("a", "b", "c"), saved)
     with pytest.raises(CheckpointError, match=r"none\.safetensors: no such checkpoint"):
         load_start(build_model(config, 3), config, ("a", "b", "c"), "none.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"),
+    [
+        ("coco/deformable_detr_r50", "model.backbone.norm frozen and model.backbone.frozen_stages 1"),
+        ("nuscenes/petr_r50", "model.backbone.norm frozen"),
+    ],
+)
+def test_a_frozen_backbone_does_not_stay_random(name: str, kept: str, tmp_path: Path, capsys) -> None:
+    run = tmp_path / "run"
+    assert main(["train", f"configs/{name}.yaml", "--run", str(run)]) == 1
+    assert capsys.readouterr().err == (
+        f"bevdet train: {kept} would keep random weights as they are: name weights to start from with "
+        "--model.backbone.weights FILE or --train.load_from RUN, or train all of it with --model.backbone.norm batch "
+        "--model.backbone.frozen_stages 0\n"
+    )
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        {"model.backbone.weights": "resnet50.pth"},
+        {"train.load_from": "runs/r50"},
+        {"model.backbone.norm": "batch", "model.backbone.frozen_stages": "0"},
+    ],
+)
+def test_the_ways_out_are_ways_out(ways: dict[str, str]) -> None:
+    path = "configs/nuscenes/bevformer_base.yaml"
+    require_start(load_config(path, ways))
+    for norm, frozen_stages in (("affine", "0"), ("batch", "1")):
+        with pytest.raises(ConfigError, match="would keep random weights"):
+            require_start(
+                load_config(path, {"model.backbone.norm": norm, "model.backbone.frozen_stages": frozen_stages})
+            )

@@ -27,7 +27,7 @@ from bevdet_core.models import build_model
 SMALL = {
     "model": {
         "name": "bevformer",
-        "backbone": {"depth": 18, "width": 8, "norm": "frozen", "frozen_stages": 0, "out_stages": [3, 4]},
+        "backbone": {"depth": 18, "width": 8, "norm": "batch", "frozen_stages": 0, "out_stages": [3, 4]},
         "num_levels": 2,
         "embed_dim": 16,
         "bev_shape": [6, 6],

@@ -9,10 +9,12 @@ import pytest
 import torch
 import yaml
 from nursery import wait_until
+from safetensors.torch import save_file
 from test_engine import settings
 
 from bevdet_core import checkpoint, launch
 from bevdet_core.config import TrainConfig
+from bevdet_core.models import build_backbone
 from bevdet_core.runlog import read_log
 
 # Without what differs by design: each process draws its own dropout and takes its own batch statistics.
@@ -23,7 +25,9 @@ ALIKE = {"model.dropout": 0.0, "model.backbone.norm": "affine", "train.epochs": 
 def alike(synthetic_root, tmp_path_factory):
     """A configuration file for runs that are compared."""
     path = tmp_path_factory.mktemp("alike") / "alike.yaml"
-    path.write_text(yaml.safe_dump(settings(synthetic_root, **ALIKE).to_dict()))
+    weights = path.with_name("backbone.safetensors")
+    save_file(build_backbone(settings(synthetic_root, **ALIKE).model.backbone).state_dict(), weights)
+    path.write_text(yaml.safe_dump(settings(synthetic_root, model__backbone__weights=str(weights), **ALIKE).to_dict()))
     return path
 
 

@@ -36,7 +36,7 @@ from bevdet_core.training_state import TrainingState
 
 ADAM_EPS = 1e-8  # below which Adam no longer makes up for the size of a gradient
 SMALL = {
-    "model": {**tiny.DETR3D, "perspective": True},
+    "model": {**tiny.DETR3D, "perspective": True, "backbone": {**tiny.BACKBONE, "norm": "batch"}},
     "data": {**tiny.NUSCENES, "version": "v1.0-mini", "train_split": "mini_train", "val_split": "mini_val"},
     # Four steps. The rate is so large that a wrong step is not lost in rounding.
     "train": {"epochs": 1, "workers": 0, "lr": 0.01, "warmup_steps": 0, "log_steps": 1},
@@ -197,7 +197,7 @@ def test_gradients_are_averaged_over_the_batches_of_a_step(synthetic_root, tmp_p
 
 def test_the_kept_weights_are_the_moving_average_of_those_that_learn(synthetic_root, tmp_path):
     often = {"train.checkpoint_steps": 1, "train.keep_checkpoints": 4}
-    config = settings(synthetic_root, train__ema=0.7, model__backbone__norm="batch", **often)
+    config = settings(synthetic_root, train__ema=0.7, **often)
     train(config, tmp_path / "run", quiet=True)
     found = checkpoint.training_checkpoints(tmp_path / "run" / "checkpoints")
     saved = [checkpoint.load(path, training=True) for path in found]
