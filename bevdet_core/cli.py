@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, get_args
 
 from . import __version__
-from .arguments import confidence, file_path, image_size, one_of, trained_detector, whole_number
+from .arguments import (
+    UsageError,
+    add_precision,
+    confidence,
+    file_path,
+    image_size,
+    one_of,
+    parse,
+    parser_of,
+    trained_detector,
+    whole_number,
+)
 from .interruption import GO_ON, stopping_at_once
-
-EPILOG = "--model.NAME, --data.NAME and --train.NAME override the configuration; --help_settings lists them all"
-
-
-class UsageError(ValueError):
-    """A command line that cannot be carried out as it stands."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,7 +73,7 @@ def _told(error: Exception) -> str:
 
 def train(argv: list[str]) -> None:
     """Train a detector from a configuration"""
-    parser = _parser("train", train)
+    parser = parser_of("train", train)
     parser.add_argument("config", type=file_path, help="YAML file, such as configs/nuscenes/detr3d_r50.yaml")
     run_help = "folder for all that the run leaves; default: runs/NAME-OF-CONFIG; torchrun lets only --run_folder pass"
     parser.add_argument("--run", "--run_folder", type=file_path, help=run_help)
@@ -79,7 +82,7 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--deterministic", action="store_true", help=deterministic_help)
     print_help = "print all settings as they would be used, as YAML that train takes back, and leave"
     parser.add_argument("--print_config", action="store_true", help=print_help)
-    options, overrides = _parse(parser, argv)
+    options, overrides = parse(parser, argv)
     if options.deterministic:
         overrides["train.deterministic"] = "true"
     from .config import load_config
@@ -101,13 +104,13 @@ def train(argv: list[str]) -> None:
 
 def evaluate(argv: list[str]) -> None:
     """Score a trained detector with the official metric of its data set"""
-    parser = _parser("evaluate", evaluate)
+    parser = parser_of("evaluate", evaluate)
     parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument(
         "--out", type=file_path, help="folder for metrics, curves and results; default: beside the weights"
     )
-    _add_precision(parser)
-    options, overrides = _parse(parser, argv)
+    add_precision(parser)
+    options, overrides = parse(parser, argv)
     from . import launch, processes
     from .checkpoint import weights_of
     from .data import build_dataset
@@ -132,14 +135,14 @@ def evaluate(argv: list[str]) -> None:
 
 def predict(argv: list[str]) -> None:
     """Detect objects in rig frames (JSON) or images; pictures and results out"""
-    parser = _parser("predict", predict)
+    parser = parser_of("predict", predict)
     parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument("inputs", nargs="+", help="frame files, images, folders or patterns such as 'frames/*.json'")
     parser.add_argument("--out", type=file_path, default=Path("predictions"), help="folder; default: predictions")
     parser.add_argument("--threshold", type=confidence, default=0.3, help="lowest score that is kept; default: 0.3")
     parser.add_argument("--batch_size", type=whole_number, default=1, help="inputs that go through the network at once")
-    _add_precision(parser)
-    options, overrides = _parse(parser, argv)
+    add_precision(parser)
+    options, overrides = parse(parser, argv)
     from .detector import Detector
     from .prediction import expand_inputs, predict_files
 
@@ -150,7 +153,7 @@ def predict(argv: list[str]) -> None:
 
 def visualize(argv: list[str]) -> None:
     """Draw samples or whole scenes with their truth, and a detector's answer beside it"""
-    parser = _parser("visualize", visualize)
+    parser = parser_of("visualize", visualize)
     parser.add_argument("source", type=file_path, help="configuration (truth alone), run folder or .safetensors file")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--samples", nargs="+", default=["0"], help="tokens or numbers within the split; default: 0")
@@ -164,8 +167,8 @@ def visualize(argv: list[str]) -> None:
         "--frames", type=file_path, help="folder: write the samples as frame files as well, for predict"
     )
     parser.add_argument("--width", type=int, help="of a film in pixels; default: 1920, of a GIF 1280")
-    _add_precision(parser)
-    options, overrides = _parse(parser, argv)
+    add_precision(parser)
+    options, overrides = parse(parser, argv)
     if options.scene is None and options.width is not None:
         raise UsageError("--width is that of a film: it goes with --scene")
     if options.scene is not None and options.frames is not None:
@@ -187,7 +190,7 @@ def convert(argv: list[str]) -> None:
     """Bring official weights into this library, and back"""
     from .convert.names import BACKBONE, BOX_CONVENTIONS, RELEASES, SUFFIXES
 
-    parser = _parser("convert", convert)
+    parser = parser_of("convert", convert)
     parser.add_argument(
         "checkpoint", type=file_path, help="weights file, run folder, or folder that transformers wrote"
     )
@@ -205,7 +208,7 @@ def convert(argv: list[str]) -> None:
         "l, w, h and our yaw), mixed (new sizes, old yaw); default: old for detr3d, petr and bevformer; for mmdet3d "
         "what its projects have: new of DETR3D, mixed of PETR",
     )
-    options, overrides = _parse(parser, argv)
+    options, overrides = parse(parser, argv)
     if options.origin is None and options.target is None:
         raise UsageError("name the release: --from for weights to bring in, --to for weights to bring out")
     suffixes = SUFFIXES if options.target else SUFFIXES[:1]
@@ -234,7 +237,7 @@ def convert(argv: list[str]) -> None:
 
 def export(argv: list[str]) -> None:
     """Write a detector as ONNX or torch.export graph, checked against the original"""
-    parser = _parser("export", export)
+    parser = parser_of("export", export)
     parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument(
         "--out", type=file_path, required=True, help=".onnx or .pt2; a .json beside it describes the graph"
@@ -242,7 +245,7 @@ def export(argv: list[str]) -> None:
     parser.add_argument(
         "--image_size", type=image_size, help="WIDTHxHEIGHT of the padded images; default: as configured"
     )
-    options, overrides = _parse(parser, argv)
+    options, overrides = parse(parser, argv)
     from .detector import Detector
     from .export import export as write
     from .export import require_format
@@ -259,7 +262,7 @@ def export(argv: list[str]) -> None:
 
 def synthesize(argv: list[str]) -> None:
     """Render a synthetic data set in the nuScenes or COCO format"""
-    parser = _parser("synthesize", synthesize, settings=False)
+    parser = parser_of("synthesize", synthesize, settings=False)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="FORMAT", help="nuscenes or coco")
     for name, unit, count in (("nuscenes", "scenes", 10), ("coco", "images", 200)):
         kind = kinds.add_parser(name, help=f"{unit} in the {name} layout")
@@ -298,7 +301,7 @@ def synthesize(argv: list[str]) -> None:
 
 def doctor(argv: list[str]) -> int:
     """Say what works on this machine, and which command makes the rest work"""
-    parser = _parser("doctor", doctor, settings=False)
+    parser = parser_of("doctor", doctor, settings=False)
     parser.add_argument("--json", action="store_true", help="the report as JSON")
     options = parser.parse_args(argv)
     import json
@@ -317,7 +320,7 @@ def completion(argv: list[str]) -> None:
     """Print a script that completes verbs, options and settings in the shell"""
     from .completion import SHELLS, script
 
-    parser = _parser("completion", completion, settings=False)
+    parser = parser_of("completion", completion, settings=False)
     parser.add_argument("shell", choices=SHELLS, help='for example: eval "$(bevdet completion bash)"')
     print(script(parser.parse_args(argv).shell, VERBS), end="")
 
@@ -333,83 +336,6 @@ VERBS: dict[str, Callable[[list[str]], int | None]] = {
     "doctor": doctor,
     "completion": completion,
 }
-
-
-class _Parser(argparse.ArgumentParser):
-    """Tells what may be meant where there is no such option."""
-
-    def error(self, message: str) -> NoReturn:
-        unknown = re.match(r"unrecognized arguments:.*?--([\w-]+)", message)
-        if unknown:
-            from .config import all_settings, nearest
-
-            own = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
-            close = nearest(unknown[1].replace("-", "_"), [*own, *(all_settings() if "help_settings" in own else ())])
-            message += f"; did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
-        super().error(message)
-
-
-def _help_settings(words: list[str]) -> None:
-    """Print settings with types, defaults and meaning: those of the configuration or run that is named, or all."""
-    from .config import all_kinds, kinds_of, read_settings, settings_help
-
-    kinds, of = all_kinds(), "every detector and data set"
-    for path in (Path(word) for word in words if not word.startswith("-")):
-        beside = path / "config.yaml" if path.is_dir() else path.with_name("config.yaml")  # what a run leaves
-        is_run = path.is_dir() or path.suffix == ".safetensors"
-        file = path if path.suffix in (".yaml", ".yml") else beside if is_run and beside.is_file() else None
-        if file is not None:
-            kinds, of = [*kinds_of(read_settings(file)).items()], str(file)
-            break
-    print(f"settings of {of}, each as --NAME VALUE:\n\n{settings_help(kinds)}", end="")
-
-
-def _parser(verb: str, function: Callable, settings: bool = True) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"bevdet {verb}", description=function.__doc__, epilog=EPILOG if settings else None, allow_abbrev=False
-    )
-    if settings:
-        text = "list all settings, of a named configuration or run its own, and leave"
-        parser.add_argument("--help_settings", action="store_true", help=text)
-    return parser
-
-
-def _add_precision(parser: argparse.ArgumentParser) -> None:
-    from .config import Precision
-
-    text = "default: fp32; bf16, fp16: faster where the hardware has units for them; auto: bf16 there, fp32 elsewhere"
-    parser.add_argument("--precision", choices=get_args(Precision), default="fp32", help=text)
-
-
-def _parse(parser: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The verb's own options, and the dotted overrides: `--a.b value` or `--a.b=value`."""
-    rest: list[str] = []
-    overrides: dict[str, str] = {}
-    words = iter(argv)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not (word.startswith("--") and "." in name):
-            rest.append(word)
-            continue
-        for other in overrides:
-            if other == name:
-                raise UsageError(f"--{name} is given twice")
-            if f"{name}.".startswith(f"{other}.") or f"{other}.".startswith(f"{name}."):
-                raise UsageError(f"--{other} and --{name} are given, and one is a part of the other")
-        overrides[name] = value if equals else _value(f"--{name}", words)
-    if "--help_settings" in rest:
-        _help_settings(rest)
-        parser.exit()
-    return parser.parse_args(rest), overrides
-
-
-def _value(option: str, words: Iterator[str]) -> str:
-    value = next(words, None)
-    if value is None:
-        raise UsageError(f"{option} needs a value")
-    if value.startswith("--") or value == "-h":
-        raise UsageError(f"{option} needs a value, got the option {value}")
-    return value
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import yaml
 
 import bevdet_core
 import bevdet_ops
-from bevdet_core import cli, config
+from bevdet_core import arguments, cli, config
 from bevdet_core.config import DATA, MODELS, ConfigError, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -121,7 +121,7 @@ def test_commands_are_understood(page: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", stop)
     for verb, *words in commands(page):
         try:
-            rest, overrides = cli._parse(Rest, words)  # type: ignore[arg-type]
+            rest, overrides = arguments.parse(Rest, words)  # type: ignore[arg-type]
             cli.VERBS[verb](rest)
         except Parsed as parsed:
             options = vars(parsed.options)
