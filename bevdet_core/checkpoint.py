@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from .documents import DocumentError, is_text, parse_json, shown
+from .documents import DocumentError, is_text, listed, parse_json, shown
 from .files import PART, written_aside
 
 FORMAT = 1
@@ -136,12 +136,6 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], origin: str) -
     if problems:
         raise CheckpointError(f"{origin}: a checkpoint of another model:{listed(problems)}")
     model.load_state_dict(dict(weights))
-
-
-def listed(lines: Sequence[str]) -> str:
-    """Lines that follow a message, the first few of many."""
-    more = f"\n  ... and {len(lines) - 8} more" if len(lines) > 8 else ""
-    return "".join(f"\n  {line}" for line in lines[:8]) + more
 
 
 def step_path(folder: Path, step: int) -> Path:

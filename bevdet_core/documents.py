@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -109,6 +110,12 @@ def check_depth(content: Any, max_depth: int) -> None:
 def shown(value: object) -> str:
     """A value for a message, shortened."""
     return _SHORT.repr(value)
+
+
+def listed(items: Sequence[object]) -> str:
+    """Lines that follow a message: the first few of many."""
+    more = f"\n  ... and {len(items) - 8} more" if len(items) > 8 else ""
+    return "".join(f"\n  {item}" for item in items[:8]) + more
 
 
 def is_text(value: object) -> TypeGuard[str]:

@@ -6,6 +6,8 @@ import difflib
 import glob
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import closing
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from .data.nuscenes import NuScenesDataset
 from .data.rig import write_frame
 from .detections import Detections
 from .detector import Detector
+from .documents import listed
 from .files import write_text
 from .progress import track
 from .visualize import draw_detections, draw_moments, draw_sample, follow, write_recording, write_video
@@ -73,10 +76,10 @@ def predict_files(
     results: dict[str, list[dict[str, Any]]] = {}
     faults: list[str] = []
     taken: set[str] = set()
+    batches = [files[start : start + batch_size] for start in range(0, len(files), batch_size)]
     try:
-        starts = range(0, len(files), batch_size)
-        for start in track(starts, "predicting", len(starts)):
-            for path, found in _predict_each(detector, files[start : start + batch_size], threshold):
+        with closing(track(batches, "predicting", len(batches))) as shown:
+            for path, found in chain.from_iterable(_predict_each(detector, batch, threshold) for batch in shown):
                 if isinstance(found, Exception):
                     faults.append(str(found) if str(path) in str(found) else f"{path}: {found}")
                     continue
@@ -95,9 +98,7 @@ def predict_files(
     if len(faults) == len(files) == 1:
         raise InputError(faults[0])
     if faults:
-        more = f"\n  ... and {len(faults) - 8} more" if len(faults) > 8 else ""
-        listed = "\n  ".join(faults[:8])
-        raise InputError(f"{told}\n{len(faults)} of {len(files)} inputs could not be used:\n  {listed}{more}")
+        raise InputError(f"{told}\n{len(faults)} of {len(files)} inputs could not be used:{listed(faults)}")
     return told
 
 
@@ -186,14 +187,15 @@ def render_scene(
     detector, dataset = _open(source, overrides, precision)
     positions = _scene_positions(dataset, scene)
     times = [dataset.time(position) for position in positions]
-    samples = (dataset[position] for position in track(positions, "rendering", len(positions)))
     stream = None if detector is None else detector.stream()
-    pairs = ((sample, None if stream is None else stream.predict(sample, threshold)) for sample in samples)
-    moments = follow(pairs, dataset.class_names, threshold)
-    if out.suffix == ".rrd":
-        return write_recording(moments, out)
-    width = width or (1280 if out.suffix == ".gif" else 1920)
-    return write_video(draw_moments(moments, times, width), times, out)
+    with closing(track(positions, "rendering", len(positions))) as shown:
+        samples = (dataset[position] for position in shown)
+        pairs = ((sample, None if stream is None else stream.predict(sample, threshold)) for sample in samples)
+        moments = follow(pairs, dataset.class_names, threshold)
+        if out.suffix == ".rrd":
+            return write_recording(moments, out)
+        width = width or (1280 if out.suffix == ".gif" else 1920)
+        return write_video(draw_moments(moments, times, width), times, out)
 
 
 def _open(source: Path, overrides: Mapping[str, Any] | None, precision: Precision) -> tuple[Detector | None, Any]:

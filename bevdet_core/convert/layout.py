@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..checkpoint import CheckpointError, listed, load_weights
+from ..checkpoint import CheckpointError, load_weights
 from ..config import ConfigError
+from ..documents import listed
 
 Rule = tuple[str, "str | tuple[str, ...]"]
 

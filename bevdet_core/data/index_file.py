@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..documents import listed
 from ..files import written_aside
 
 SKIPPING = "\n(data.on_error: skip leaves them out)"  # how to go on all the same, after `describe_faults`
@@ -122,10 +123,8 @@ def text_of(
 
 def describe_faults(origin: str | Path, faults: Sequence[object]) -> str:
     """One message about broken records, with the first few."""
-    shown = "\n  ".join(map(str, faults[:5]))
-    more = f"\n  and {len(faults) - 5} more" if len(faults) > 5 else ""
     plural = "s" if len(faults) > 1 else ""
-    return f"{origin} has {len(faults)} broken record{plural}:\n  {shown}{more}"
+    return f"{origin} has {len(faults)} broken record{plural}:{listed(faults)}"
 
 
 def _open_if_fresh(path: Path, stamp: str, open_index: Callable[[Path], Index]) -> Index | None:

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
 
 from bevdet_core.config import CocoConfig, PixelConfig
 from bevdet_core.data import build_dataset, class_names
 from bevdet_core.data.coco import CocoDataset
 from bevdet_core.data.coco_index import open_index
 from bevdet_core.data.images import SampleError
+from bevdet_core.data.index_file import read_index, write_index
 from bevdet_core.data.loader import build_loader
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}, {"id": 90, "name": "red fox"}]
@@ -96,11 +95,10 @@ def test_images_and_boxes_of_a_small_set(root: Path) -> None:
 
 def test_an_index_cannot_name_files_outside_of_the_folder(root: Path) -> None:
     path = CocoDataset(config(root)).index.path
-    with safe_open(path, "np") as file:
-        metadata = file.metadata()
-    columns = {name: column.copy() for name, column in load_file(path).items()}
+    columns, info = read_index(path)
+    columns["file_name"] = columns["file_name"].copy()
     columns["file_name"][:, :3] = list(b"../")
-    save_file(columns, path, metadata)
+    write_index(path, columns, info)
     with pytest.raises(SampleError, match=rf"{path.name}: the file name '\.\./ng' leads out of the folder of the im"):
         CocoDataset(config(root))[0]
 
