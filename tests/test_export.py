@@ -14,14 +14,19 @@ import tiny
 import torch
 from PIL import Image
 
-from bevdet_core import checkpoint, export
+from bevdet_core import Detector, checkpoint, export
 from bevdet_core.cli import main
 from bevdet_core.data.rig import write_frame
 from bevdet_core.export.graphs import graph_of
 from bevdet_core.geometry import pose, yaw_to_quaternion
 from bevdet_core.structures import Camera, Sample, collate
 
-EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parents[1] / "docs/export.md").read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[1]
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.DOTALL)
+FULL_SIZE = [
+    *("coco/detr_r50", "coco/deformable_detr_r50"),
+    *("nuscenes/detr3d_r50", "nuscenes/petr_r50", "nuscenes/bevformer_tiny"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,21 @@ def test_onnx_says_what_the_detector_says(exported, name):
 def test_torch_export_says_what_the_detector_says(tmp_path, name):
     report = export.export(tiny.detector(name), tmp_path / "model.pt2")
     assert max(report.difference.values()) < 1e-4
+
+
+@pytest.mark.soak  # minutes and up to 10 GiB of memory each
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_detectors_of_full_size_are_exported(tmp_path, name, suffix):
+    pytest.importorskip("onnxscript")
+    settings = {"model.backbone.weights": None}
+    if name.startswith("coco"):
+        settings["data.classes"] = [f"class {i}" for i in range(80)]
+    torch.manual_seed(0)
+    made = Detector.load(ROOT / "configs" / f"{name}.yaml", "cpu", settings)
+    report = export.export(made, tmp_path / f"model{suffix}")
+    assert max(report.difference.values()) < export.TOLERANCE
+    assert report.path.stat().st_size > 4 * sum(parameter.numel() for parameter in made.model.parameters())
 
 
 def test_the_file_tells_what_a_user_has_to_know(exported):

@@ -90,6 +90,8 @@ class BevMemory:
                     raise ValueError(f"what is remembered of frame {shown(name)} is no pose and time")
                 poses: dict[str, Any] = {x: array.numpy() for x, array in arrays.items()}
                 pose = FramePose(name, timestamp=timestamp, **poses)
+                if not pose.known:
+                    raise ValueError(f"of frame {shown(name)} no pose is remembered")
                 self._lanes[lane].append(SeenFrame(pose, tensors[f"{i}/{k}/bev"].to(device)))
 
     def _unbroken(self, lane: Hashable, pose: FramePose) -> list[SeenFrame]:
