@@ -13,6 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
+from .documents import DocumentError, is_integer, parse_json
 from .files import write_text
 from .progress import Bar
 
@@ -141,13 +142,13 @@ class RunLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a `log.jsonl`; a line cut short by a killed run is left out."""
+    """All complete lines of a `log.jsonl`; one that a killed run cut short, or that is damaged, is left out."""
     lines = []
-    for text in path.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            break
+    for text in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(DocumentError):
+            line = parse_json(text)
+            if isinstance(line, dict) and is_integer(line.get("step")):
+                lines.append(line)
     return lines
 
 

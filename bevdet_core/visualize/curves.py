@@ -70,7 +70,7 @@ def _is_record(record: object) -> bool:
     if not isinstance(record, Mapping) or "step" not in record or not isinstance(record.get("metrics", {}), Mapping):
         return False
     metrics = record.get("metrics", {})
-    drawn = [record[name] for name in ("step", "loss", "lr") if name in record]
+    drawn = [record.get(name) for name in (("step", "loss", "lr") if "loss" in record else ("step",))]
     return all(map(is_number, drawn + [metrics[name] for name in HEADLINES if name in metrics]))
 
 

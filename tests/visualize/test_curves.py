@@ -82,7 +82,6 @@ def test_wrong_input_is_named(tmp_path):
     ids=str,
 )
 def test_what_is_no_record_of_a_training_is_named(tmp_path, record):
-    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [training(1), record]))
-    with pytest.raises(ValueError, match=r"log\.jsonl.*: no record of a training: "):
-        training_curve(tmp_path / "log.jsonl", tmp_path / "curve.png")
+    with pytest.raises(ValueError, match=r"the log: no record of a training: "):
+        training_curve([training(1), record], tmp_path / "curve.png")
     assert not (tmp_path / "curve.png").exists()
