@@ -193,10 +193,13 @@ def load_optimizer(optimizer: torch.optim.Optimizer, training: Mapping[str, Tens
                 raise CheckpointError(
                     f"{name}: no state of this optimiser, which has the parameters 0 to {len(parameters) - 1}"
                 )
-            shape = parameters[int(match[1])].shape
-            if value.dim() and value.shape != shape:
-                raise CheckpointError(f"{name}: of shape {tuple(value.shape)}, its parameter is of {tuple(shape)}")
+            shape = () if match[2] == "step" else tuple(parameters[int(match[1])].shape)
+            if tuple(value.shape) != shape:
+                raise CheckpointError(f"{name}: of shape {tuple(value.shape)}, must be of {shape}")
             state.setdefault(int(match[1]), {})[match[2]] = value
+    for index, values in state.items():
+        if missing := sorted({"step", "exp_avg", "exp_avg_sq"} - values.keys()):  # of AdamW
+            raise CheckpointError(f"optimizer/{index}: no {', '.join(missing)}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 

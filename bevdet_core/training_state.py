@@ -149,6 +149,8 @@ class TrainingState:
                 self.average.n_averaged.copy_(training["averaged"])
             checkpoint.load_optimizer(self.optimizer, training)
             if self.scaler is not None and "scaler" in saved.progress:
+                if not _fits(saved.progress["scaler"], self.scaler.state_dict()):
+                    raise ValueError(f"scaler {shown(saved.progress['scaler'])}")
                 self.scaler.load_state_dict(saved.progress["scaler"])
             _set_generators(training)
             if self.memory is not None:
@@ -162,6 +164,14 @@ class TrainingState:
         if not is_integer(saved.progress.get("step")) or saved.progress["step"] < 0:
             raise CheckpointError(f"{origin}: damaged training state: step {shown(saved.progress.get('step'))}")
         self.step = saved.progress["step"]
+
+
+def _fits(state: Any, own: Mapping[str, float]) -> bool:
+    """Whether a scaler can take a state: the numbers that it has itself, none of them too large for its tensors."""
+    limits = {int: torch.iinfo(torch.int32).max, float: torch.finfo(torch.float32).max}
+    return isinstance(state, dict) and all(
+        type(state.get(name)) is type(value) and 0 <= state[name] <= limits[type(value)] for name, value in own.items()
+    )
 
 
 def _generators() -> dict[str, Tensor]:

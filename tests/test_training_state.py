@@ -46,9 +46,11 @@ def test_a_training_comes_back(tmp_path: Path):
         (lambda c: c.training.update({"optimizer/x/step": torch.ones(1)}), "optimizer/x/step: no state of this"),
         (
             lambda c: c.training.update({"optimizer/0/exp_avg": torch.ones(5)}),
-            r"optimizer/0/exp_avg: of shape \(5,\), its parameter is of \(2, 3\)",
+            r"optimizer/0/exp_avg: of shape \(5,\), must be of \(2, 3\)",
         ),
         (lambda c: c.training.pop("generator/0"), "damaged training state: no entry 'generator/0'"),
+        (lambda c: c.training.update({"optimizer/0/step": torch.ones(2, 3)}), r"optimizer/0/step: of shape \(2, 3\)"),
+        (lambda c: c.training.pop("optimizer/1/exp_avg"), "optimizer/1: no exp_avg"),
         (lambda c: c.training.update({"generator/0": torch.zeros(5, dtype=torch.uint8)}), "damaged training state: "),
         (lambda c: c.progress.update(step=-1), "damaged training state: step -1"),
         (lambda c: c.progress.update(step="four"), "damaged training state: step 'four'"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -322,8 +322,9 @@ def _hf_settings(path: Path, release: str) -> tuple[Config, tuple[str, ...] | No
             raise ConfigError(f"no settings of such a detector: {type(error).__name__} {error}") from error
         if not all(map(is_text, names)):
             raise ConfigError(f"id2label must name every class, got {shown(labels)}")
-        # Once more through the door that checks every type: nobody has looked at these numbers yet.
-        return load_config(Config(model, CocoConfig()).to_dict()), names or None, f"id2label of {beside}"
+        # Through the door that checks every type: nobody has looked at these numbers yet.
+        settings = load_config({"model": asdict(model), "data": {"name": "coco"}})
+        return settings, names or None, f"id2label of {beside}"
 
 
 def _with_tied_heads(weights: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
