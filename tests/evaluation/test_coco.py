@@ -302,6 +302,7 @@ def test_a_training_that_could_not_be_scored_does_not_start(root: Path, tmp_path
     train_files = {"train_annotations": str(official), "train_images": "val2017"}
     val_files = {"val_annotations": str(tmp_path / "test.json"), "val_images": "val2017"}
     data = {"name": "coco", "root": str(root), **train_files, **val_files}
+    learner = {**tiny.DETR, "backbone": {**tiny.BACKBONE, "norm": "batch"}}
     with pytest.raises(ValueError, match=rf"data\.val_split 'val' of {root} has no annotations, by which the training"):
-        train(load_config({"model": tiny.DETR, "data": data}), tmp_path / "run", quiet=True)
+        train(load_config({"model": learner, "data": data}), tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()

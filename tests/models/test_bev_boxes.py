@@ -4,7 +4,7 @@ import pytest
 import tiny
 import torch
 
-from bevdet_core.config import BevFormerConfig, ConfigError
+from bevdet_core.config import BevFormerConfig, Config, ConfigError
 from bevdet_core.export.graphs import ring
 from bevdet_core.models import build_criterion
 from bevdet_core.models.bev_boxes import BevBoxHead
@@ -81,5 +81,5 @@ def test_cells_and_queries_learn_together():
 
 
 def test_settings():
-    with pytest.raises(ConfigError, match="num_bev_proposals must not be negative"):
-        BevFormerConfig(num_bev_proposals=-1)
+    with pytest.raises(ConfigError, match="model.num_bev_proposals must be at least 0, got -1"):
+        Config(BevFormerConfig(num_bev_proposals=-1))

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bevdet_core.config import BackboneConfig, BevFormerConfig, ConfigError, PixelConfig
+from bevdet_core.config import BackboneConfig, BevFormerConfig, Config, ConfigError, PixelConfig
 from bevdet_core.geometry import pose, project_points, yaw_to_quaternion
 from bevdet_core.models import build_criterion, build_model
 from bevdet_core.models.bev_attention import SpatialCrossAttention, TemporalSelfAttention
@@ -394,4 +394,4 @@ def test_settings_that_contradict_each_other():
         ({"history_steps": (3, 1), "temporal": "convolution"}, "history_steps must begin with 1 and rise"),
     ):
         with pytest.raises(ConfigError, match=words):
-            replace(CONFIG, **changes)
+            Config(replace(CONFIG, **changes))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bevdet_core.config import BackboneConfig, ConfigError, PetrConfig
+from bevdet_core.config import BackboneConfig, Config, ConfigError, PetrConfig
 from bevdet_core.models import build_criterion, build_model
 from bevdet_core.models.heads import inverse_sigmoid
 from bevdet_core.structures import CameraRig, ImageBatch, Targets
@@ -196,7 +196,7 @@ def test_the_published_network_has_its_size():
 @pytest.mark.parametrize("change", [{"embed_dim": 30}, {"num_depths": 0}, {"depth_start": 61.2}, {"depth_start": 0.0}])
 def test_impossible_settings_are_refused(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
-        PetrConfig(**change)
+        Config(PetrConfig(**change))
 
 
 def test_it_says_what_input_it_needs(model):
