@@ -81,5 +81,5 @@ def test_cells_and_queries_learn_together():
 
 
 def test_settings():
-    with pytest.raises(ConfigError, match="model.num_bev_proposals must be at least 0, got -1"):
+    with pytest.raises(ConfigError, match=r"model\.num_bev_proposals must be at least 0, got -1"):
         Config(BevFormerConfig(num_bev_proposals=-1))
