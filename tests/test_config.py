@@ -36,6 +36,9 @@ def test_overrides_win_over_the_file(tmp_path):
         ("train.num_queries", 3, "train.num_queries: no such setting; nearest: model.num_queries"),
         ("model.lr", 3, "model.lr: no such setting; nearest: train.lr"),
         ("trian.lr", 3, "trian: no such setting; nearest: train"),
+        ("model.queue_length", 3, "model.queue_length: no such setting here, but one of bevformer"),
+        ("model.refine", True, "model.refine: no such setting here, but one of deformable_detr"),
+        ("data.augment.short_sides", [3], "data.augment.short_sides: no such setting here, but one of coco"),
         ("train.xyzzy", 3, "train.xyzzy: no such setting"),
         (
             "model.name",

@@ -175,6 +175,11 @@ def _built(default: Any, tree: Any, prefix: str, kinds: Mapping[str, type]) -> A
 
 
 def _near(name: str, kinds: Mapping[str, type]) -> str:
+    section = name.partition(".")[0]
+    others: Mapping[str, type] = {"model": MODELS, "data": DATA}.get(section, {})
+    having = [of for of, kind in others.items() if name in {setting.name for setting in settings_of(kind, section)}]
+    if having:
+        return f" here, but one of {', '.join(having)}"
     names = [*kinds, *(setting.name for section, kind in kinds.items() for setting in settings_of(kind, section))]
     return _told(nearest(name, names))
 
