@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bevdet_core.config import Config, ConfigError, all_kinds, all_settings, load_config, settings_help
+from bevdet_core.config import (
+    BackboneConfig,
+    CocoConfig,
+    Config,
+    ConfigError,
+    DetrConfig,
+    all_kinds,
+    all_settings,
+    load_config,
+    settings_help,
+)
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 
@@ -109,6 +119,18 @@ def test_what_yaml_reads_in_another_way_is_taken_as_it_is_meant():
 def test_a_part_that_is_named_keeps_what_the_detector_sets_otherwise():
     backbone = load_config({"model": {"name": "petr", "backbone": {"depth": 18}}}).model.backbone
     assert (backbone.depth, backbone.out_stages) == (18, (3, 4))
+
+
+def test_settings_that_a_program_puts_together_are_checked_too():
+    for model, message in (
+        (DetrConfig(embed_dim="wide"), "model.embed_dim must be a whole number, got 'wide'"),
+        (
+            DetrConfig(backbone=BackboneConfig(stages=((1, 8, 3),) * 4)),
+            r"model.backbone.stages\[0\] must be a list of 2",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Config(model, CocoConfig())
 
 
 def test_the_file_is_named_where_it_holds_the_mistake(tmp_path):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from typing import get_type_hints
 
 from .errors import ConfigError
+from .values import typed
 
 PROBABILITIES = (
     *("dropout", "score_threshold", "flip", "photometric", "grid_mask", "mirror", "crop"),
@@ -32,13 +34,13 @@ def check_ranges(section: str, settings: object) -> None:
     Raises:
         ConfigError: one is out of range, or a list is empty, upside down or repeats a name; the message names it.
     """
+    hints = get_type_hints(type(settings))
     for setting in fields(settings):  # type: ignore[arg-type]
         name, value = f"{section}.{setting.name}", getattr(settings, setting.name)
         if is_dataclass(value):
             check_ranges(name, value)
             continue
-        if value is None and "None" not in str(setting.type):
-            raise ConfigError(f"{name} must have a value")
+        typed(name, hints[setting.name], value)  # nobody has looked at settings that a program puts together
         if value == () and setting.default != ():
             raise ConfigError(f"{name} must not be empty")
         low, high = _range(setting.name, "int" in str(setting.type))
