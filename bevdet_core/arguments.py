@@ -116,6 +116,9 @@ def one_of(names: Iterable[str], what: str) -> Callable[[str], str]:
     return checked
 
 
+_Parts = argparse._SubParsersAction  # has no public name
+
+
 class _Parser(argparse.ArgumentParser):
     """Tells what may be meant where there is no such option."""
 
@@ -124,7 +127,9 @@ class _Parser(argparse.ArgumentParser):
         if unknown:
             from .config import all_settings, nearest
 
-            own = [option.removeprefix("--") for option in self._option_string_actions if option.startswith("--")]
+            parts = [part for action in self._actions if isinstance(action, _Parts) for part in action.choices.values()]
+            options = dict.fromkeys(option for parser in (self, *parts) for option in parser._option_string_actions)
+            own = [option.removeprefix("--") for option in options if option.startswith("--")]
             close = nearest(unknown[1].replace("-", "_"), [*own, *(all_settings() if "help_settings" in own else ())])
             message += f"; did you mean {' or '.join(f'--{name}' for name in close)}?" if close else ""
         super().error(message)

@@ -84,6 +84,8 @@ def train(argv: list[str]) -> None:
     parser.add_argument("--print_config", action="store_true", help=print_help)
     options, overrides = parse(parser, argv)
     if options.deterministic:
+        if "train.deterministic" in overrides:
+            raise UsageError("--deterministic is short for --train.deterministic true: give one of the two")
         overrides["train.deterministic"] = "true"
     from .config import load_config
 
@@ -265,7 +267,7 @@ def synthesize(argv: list[str]) -> None:
     parser = parser_of("synthesize", synthesize, settings=False)
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="FORMAT", help="nuscenes or coco")
     for name, unit, count in (("nuscenes", "scenes", 10), ("coco", "images", 200)):
-        kind = kinds.add_parser(name, help=f"{unit} in the {name} layout")
+        kind = kinds.add_parser(name, help=f"{unit} in the {name} layout", allow_abbrev=False)
         kind.add_argument("--out", type=file_path, required=True, help="folder to write; nothing else may be in it")
         kind.add_argument(f"--{unit}", type=int, default=count, help=f"number of {unit}; default: {count}")
         kind.add_argument("--seed", type=int, default=0, help="same seed, same bytes; default: 0")

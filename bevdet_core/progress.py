@@ -14,14 +14,18 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from . import processes
 
+LEFT = " left"
 EVERY = 10.0  # seconds at least between two plain lines
 MEMORY = 300.0  # seconds of which the pace tells how long the rest takes
 
@@ -50,12 +54,10 @@ class Bar:
         self._live = self._shown and _moves(self._console)
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[text]}", markup=False),
+            BarColumn(bar_width=None, table_column=Column(min_width=4, ratio=1)),
+            MofNCompleteColumn(table_column=Column(min_width=len(f"{total}/{total}"), no_wrap=True)),
+            _Clock(table_column=Column(min_width=len(_clock(0) + LEFT), no_wrap=True)),
+            TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True)),  # is what gives way
             console=self._console,
             expand=True,
             speed_estimate_period=MEMORY,
@@ -117,8 +119,17 @@ class Bar:
         task = self._progress.tasks[0]
         words = [f"{task.description} {task.completed:.0f}/{task.total:.0f}", text]
         if not task.finished and task.time_remaining is not None:
-            words.append(f"{_clock(task.time_remaining)} left")
+            words.append(_clock(task.time_remaining) + LEFT)
         return "  ".join(filter(None, words))
+
+
+class _Clock(ProgressColumn):
+    """How long the rest takes; in the end, how long all of it took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished:
+            return Text(_clock(task.finished_time or 0))
+        return Text("" if task.time_remaining is None else _clock(task.time_remaining) + LEFT)
 
 
 def track(items: Iterable[Item], label: str, total: int, quiet: bool = False) -> Generator[Item, None, None]:

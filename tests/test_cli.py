@@ -95,6 +95,10 @@ def test_print_config_gives_what_train_takes_back(small, tmp_path, capsys):
         (["predict", "runs/a", "a.json", "--batch_size", "0"], "--batch_size: expected a whole number of at least 1"),
         (["predict", "runs/a", "a.json", "--threshold", "nan"], "--threshold: expected a score from 0 to 1, got 'nan'"),
         (["predict", "runs/a", "a.json", "--threshold", "2"], "--threshold: expected a score from 0 to 1, got '2'"),
+        (
+            ["synthesize", "coco", "--out", "a", "--imges", "3"],
+            "unrecognized arguments: --imges 3; did you mean --images",
+        ),
         (["export", "a", "--out", "a.onnx", "--image_size", "0x3"], "expected WIDTHxHEIGHT such as 800x450, got '0x3'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -109,6 +113,7 @@ def test_a_word_that_cannot_be_meant_is_named(words, told, capsys):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
+        (["train", "a.yaml", "--deterministic", "--train.deterministic", "false"], "give one of the two"),
         (["visualize", "a.yaml", "--width", "300"], "--width is that of a film: it goes with --scene"),
         (
             ["visualize", "a.yaml", "--scene", "s", "--frames", "f"],
