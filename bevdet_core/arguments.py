@@ -69,6 +69,14 @@ def file_path(text: str) -> Path:
     return Path(text)
 
 
+def folder_path(text: str) -> Path:
+    """The path of a folder, which may be absent."""
+    path = file_path(text)
+    if path.exists() and not path.is_dir():
+        raise ArgumentTypeError(f"{text} is a file, a folder is needed")
+    return path
+
+
 def trained_detector(text: str) -> Path:
     """The path of a trained detector, which a configuration is not: its answers would be those of random weights."""
     path = file_path(text)

@@ -75,7 +75,7 @@ def load(path: str | Path, training: bool = False) -> Checkpoint:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint file")
+        raise CheckpointError(f"{path}: no such run folder or checkpoint file")
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}

@@ -14,6 +14,7 @@ from .arguments import (
     add_precision,
     confidence,
     file_path,
+    folder_path,
     image_size,
     one_of,
     parse,
@@ -76,7 +77,7 @@ def train(argv: list[str]) -> None:
     parser = parser_of("train", train)
     parser.add_argument("config", type=file_path, help="YAML file, such as configs/nuscenes/detr3d_r50.yaml")
     run_help = "folder for all that the run leaves; default: runs/NAME-OF-CONFIG; torchrun lets only --run_folder pass"
-    parser.add_argument("--run", "--run_folder", type=file_path, help=run_help)
+    parser.add_argument("--run", "--run_folder", type=folder_path, help=run_help)
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the run folder")
     deterministic_help = "the same bits in every run on the same machine; short for --train.deterministic true"
     parser.add_argument("--deterministic", action="store_true", help=deterministic_help)
@@ -101,7 +102,9 @@ def train(argv: list[str]) -> None:
         return
     visualize.training_curve(run / "log.jsonl", run / "curve.png")
     metrics.print()
-    print(f"weights: {run / 'model.safetensors'}   metrics and curves: {run / 'evaluation'}   {run / 'curve.png'}")
+    print(f"weights: {run / 'model.safetensors'}")
+    print(f"metrics and curves: {run / 'evaluation'}")
+    print(f"training curve: {run / 'curve.png'}")
 
 
 def evaluate(argv: list[str]) -> None:
@@ -109,7 +112,7 @@ def evaluate(argv: list[str]) -> None:
     parser = parser_of("evaluate", evaluate)
     parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument(
-        "--out", type=file_path, help="folder for metrics, curves and results; default: beside the weights"
+        "--out", type=folder_path, help="folder for metrics, curves and results; default: beside the weights"
     )
     add_precision(parser)
     options, overrides = parse(parser, argv)
@@ -140,7 +143,7 @@ def predict(argv: list[str]) -> None:
     parser = parser_of("predict", predict)
     parser.add_argument("checkpoint", type=trained_detector, help="run folder or .safetensors file")
     parser.add_argument("inputs", nargs="+", help="frame files, images, folders or patterns such as 'frames/*.json'")
-    parser.add_argument("--out", type=file_path, default=Path("predictions"), help="folder; default: predictions")
+    parser.add_argument("--out", type=folder_path, default=Path("predictions"), help="folder; default: predictions")
     parser.add_argument("--threshold", type=confidence, default=0.3, help="lowest score that is kept; default: 0.3")
     parser.add_argument("--batch_size", type=whole_number, default=1, help="inputs that go through the network at once")
     add_precision(parser)
@@ -166,7 +169,7 @@ def visualize(argv: list[str]) -> None:
     out_help = "folder, default: pictures; with --scene a file, .mp4, .gif or .rrd (rerun), default: SCENE.mp4"
     parser.add_argument("--out", type=file_path, help=out_help)
     parser.add_argument(
-        "--frames", type=file_path, help="folder: write the samples as frame files as well, for predict"
+        "--frames", type=folder_path, help="folder: write the samples as frame files as well, for predict"
     )
     parser.add_argument("--width", type=int, help="of a film in pixels; default: 1920, of a GIF 1280")
     add_precision(parser)
@@ -259,7 +262,11 @@ def export(argv: list[str]) -> None:
     with status("tracing, writing, comparing"):
         done = write(detector, options.out, size)
     gaps = ", ".join(f"{name} {gap:.1e}" for name, gap in done.difference.items())
-    print(f"written: {done.path}, described in {done.path.with_suffix('.json')}; largest difference: {gaps}")
+    for name, own in done.rounding.items():
+        gaps += f"; rounding alone makes {own:.1e} in the {name} of the detector itself"
+    size = "{width}x{height}".format(**done.description["input_size"])
+    print(f"written: {done.path} for images of {size}, described in {done.path.with_suffix('.json')}")
+    print(f"largest difference to the detector: {gaps}")
 
 
 def synthesize(argv: list[str]) -> None:

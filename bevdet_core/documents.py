@@ -87,7 +87,10 @@ def parse_yaml(text: str) -> Any:
         raise
     except RecursionError:
         raise DocumentError("nested too deeply") from None
-    except Exception as error:  # the parser raises its own, values such as the 40th of May raise others
+    except yaml.MarkedYAMLError as error:
+        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark is not None else ""
+        raise DocumentError(f"{line}{error.problem or error.context}") from error
+    except Exception as error:  # values such as the 40th of May
         raise DocumentError(str(error) or repr(error)) from error
     check_depth(content, MAX_DEPTH)
     return content

@@ -11,7 +11,7 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from . import checkpoint, launch, processes
-from .config import Config, queue_of, streams
+from .config import Config, ConfigError, queue_of, streams
 from .data import build_dataset
 from .data.index_file import describe_faults
 from .data.loader import build_loader, worker_advice
@@ -47,7 +47,7 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
         The metrics of the final weights on the validation split.
 
     Raises:
-        ConfigError: a backbone that starts from random weights is frozen.
+        ConfigError: a backbone that starts from random weights is frozen, or a resumed run is longer than it should be.
         FileExistsError: `run` holds a run already and `resume` is off.
         ValueError: a split without annotations.
         LaunchError: the run does not fit the processes and devices that it was started on.
@@ -111,8 +111,12 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     state = TrainingState(
         model, average, optimizer, accelerator.scaler, config, train_data.class_names, steps_per_epoch, memory
     )
-    if resume:
-        state.restore(run / "checkpoints")
+    told = state.restore(run / "checkpoints") if resume else []
+    total_steps = settings.epochs * steps_per_epoch
+    if state.step > total_steps:
+        raise ConfigError(f"train.epochs {settings.epochs}: {run} has {state.step / steps_per_epoch:g} behind it")
+    if state.step == total_steps:
+        told.append("nothing is left to learn; the final weights are evaluated")
     if main:  # not before: what was refused leaves no trace
         run.mkdir(parents=True, exist_ok=True)
         write_text(run / "config.yaml", config.to_yaml())
@@ -137,7 +141,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
         return not processes.from_main(any(line["step"] == state.step and "metrics" in line for line in lines))
 
     with (
-        RunLog(run if main else None, settings.epochs * steps_per_epoch, state.step, quiet) as log,
+        RunLog(run if main else None, total_steps, state.step, quiet) as log,
         contextlib.closing(loader),
     ):
         together = f" in each of {processes.count()} processes" if processes.count() > 1 else ""
@@ -146,8 +150,8 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
             f"validation, {sum(p.numel() for p in model.parameters() if p.requires_grad):,} parameters to train, "
             f"run folder {run}"
         )
-        if start is not None:
-            log.say(str(start))
+        for line in (*told, *([str(start)] if start is not None else [])):
+            log.say(line)
         if train_data.index.faults:
             log.say(f"left out: {describe_faults(config.data.root, train_data.index.faults)}")
         if advice := worker_advice(settings.workers):
@@ -187,7 +191,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
                     state.step += 1
                     images = batch.images.shape[:2].numel() * settings.accumulate * processes.count()
                     log.advance(f"{epoch + 1}/{settings.epochs}", images)
-                    if state.step % settings.log_steps == 0:
+                    if state.step % settings.log_steps == 0 or state.step == total_steps:
                         values = processes.mean(torch.stack(list(losses.values())).detach()).tolist()
                         terms = dict(zip(losses, values, strict=True))
                         log.training(state.step, state.step / steps_per_epoch, terms, lr, float(grad_norm))

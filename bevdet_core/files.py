@@ -20,7 +20,12 @@ def written_aside(path: Path) -> Iterator[Path]:
     _make_folder(path.parent)
     aside = path.with_name(f".{path.name}.{os.getpid()}{PART}")
     try:
-        yield aside
+        try:
+            yield aside
+        except OSError as error:
+            if error.filename is None and error.strerror:  # such as a full disk
+                raise type(error)(error.errno, error.strerror, str(path)) from error
+            raise
         _sync(aside)
         os.replace(aside, path)
         _sync(path.parent)

@@ -43,6 +43,8 @@ def expand_inputs(inputs: Sequence[str], detector: Detector) -> list[Path]:
     suffixes = IMAGE_SUFFIXES if takes_images else (".json",)
     files: dict[Path, None] = {}
     for text in inputs:
+        if not text:
+            raise FileNotFoundError("an input is empty: give the names of files, folders or patterns")
         path = Path(text)
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
@@ -91,7 +93,8 @@ def predict_files(
                     )
                 ]
     finally:  # when it is interrupted, too
-        write_text(out / "predictions.json", json.dumps(results, indent=1))
+        if results:
+            write_text(out / "predictions.json", json.dumps(results, indent=1))
     told = (
         f"{sum(map(len, results.values()))} detections in {len(results)} inputs; pictures and predictions.json: {out}"
     )

@@ -14,8 +14,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from . import checkpoint, processes
 from .checkpoint import Checkpoint, CheckpointError
-from .config import Config
-from .documents import is_integer, shown
+from .config import Config, differences
+from .documents import is_integer, listed, shown
 from .models.bev_memory import BevMemory
 
 
@@ -64,38 +64,45 @@ class TrainingState:
             checkpoint.save(checkpoint.step_path(folder, self.step), self._snapshot(own))
             checkpoint.rotate(folder, self.config.train.keep_checkpoints)
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: Path) -> list[str]:
         """Go back to the newest complete checkpoint of a folder, or stay as it is where there is none.
 
         Every process must call this.
+
+        Returns:
+            Lines that say what was found: damaged checkpoints, the step, settings that have changed since.
 
         Raises:
             CheckpointError: none can be read; the newest one belongs to another model, or to a training whose steps
                 are not those of this one; or the processes do not see the same folder.
         """
         found = checkpoint.training_checkpoints(folder)
-        damaged = []
+        damaged: list[str] = []
+        told: list[str] = [] if found else [f"no checkpoint in {folder}: starting anew"]
         for path in reversed(found):
             try:
                 saved = checkpoint.load(path, training=True)
             except CheckpointError as error:
                 damaged.append(str(error))
                 continue
-            self._load(saved, str(path))
+            differing = "; ".join(differences(saved.config, self.config.to_dict()))
+            changed = [f"settings that have changed: {differing}"] if differing else []
+            try:
+                self._load(saved, str(path))
+            except CheckpointError as error:
+                raise CheckpointError("\n".join([str(error), *changed])) from error
+            told = [f"{problem}; trying the one before" for problem in damaged]
+            told += [f"resuming after step {self.step}, from {path}", *changed]
             break
-        if processes.is_main():
-            for problem in damaged:
-                print(f"{problem}; trying the one before")
         if found and len(damaged) == len(found):
-            raise CheckpointError(
-                f"{folder}: none of the {len(found)} checkpoints can be read, the newest: {damaged[0]}"
-            )
+            raise CheckpointError(f"{folder}: none of the {len(found)} checkpoints can be read:{listed(damaged)}")
         steps = processes.gather(self.step)
         if len(set(steps)) > 1:
             raise CheckpointError(
                 f"{folder}: the processes found checkpoints of different steps, {steps}; the run folder must be the "
                 "same for all of them"
             )
+        return told
 
     def _own(self) -> dict[str, Tensor]:
         """What differs from process to process."""

@@ -90,6 +90,8 @@ def test_print_config_gives_what_train_takes_back(small, tmp_path, capsys):
     [
         (["trian"], "no verb 'trian'; nearest: train"),
         (["train", "a.yaml", "--run", ""], "--run/--run_folder: a path must not be empty"),
+        (["train", "a.yaml", "--run", "README.md"], "README.md is a file, a folder is needed"),
+        (["evaluate", "runs/a", "--out", "README.md"], "README.md is a file, a folder is needed"),
         (["evaluate", "runs/a/config.yaml"], "runs/a/config.yaml holds settings, no weights: give a run folder or a"),
         (["export", "a.yml", "--out", "a.onnx"], "a.yml holds settings, no weights"),
         (["predict", "runs/a", "a.json", "--batch_size", "0"], "--batch_size: expected a whole number of at least 1"),
@@ -139,6 +141,11 @@ def test_the_errors_of_the_system_name_the_file_first(small, tmp_path, capsys):
     (tmp_path / "taken").write_text("a file, no folder")
     assert run("visualize", small, "--out", tmp_path / "taken") == 1
     assert capsys.readouterr().err == f"bevdet visualize: {tmp_path / 'taken'}: File exists\n"
+    (tmp_path / "broken.yaml").write_text("model:\n  name: [\n")
+    assert run("train", tmp_path / "broken.yaml") == 1
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert "line 3: " in told
 
 
 def test_a_reader_that_has_had_enough_is_no_error():
@@ -164,7 +171,7 @@ def test_wrong_settings_and_files_end_in_one_line(small, tmp_path, capsys):
         (["train", tmp_path / "none.yaml"], ["none.yaml", "no such configuration"]),
         (["train", small, "--model.num_querys", "3"], ["model.num_querys", "model.num_queries"]),
         (["train", small, "--data.root", tmp_path / "nowhere", "--run", tmp_path / "r"], ["nowhere"]),
-        (["evaluate", tmp_path / "none.safetensors"], ["none.safetensors", "no such checkpoint"]),
+        (["evaluate", tmp_path / "none.safetensors"], ["none.safetensors", "no such run folder or checkpoint"]),
         (["evaluate", tmp_path], ["no model.safetensors"]),
         (["visualize", small, "--samples", "99", "--out", tmp_path / "p"], ["'99'", "0 to 3"]),
     ]

@@ -240,7 +240,7 @@ def test_a_value_that_makes_no_sense_is_named_with_what_would(model, overrides, 
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(ConfigError, match=r"missing\.yaml: no such configuration$"):
         load_config(tmp_path / "missing.yaml")
-    with pytest.raises(ConfigError, match=f"{tmp_path.name}: cannot read the configuration: Is a directory"):
+    with pytest.raises(ConfigError, match=f"{tmp_path.name}: a folder, no configuration; that of a run is "):
         load_config(tmp_path)
     (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
     with pytest.raises(ConfigError, match="must be a mapping"):

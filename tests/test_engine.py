@@ -15,7 +15,7 @@ from nursery import wait_until
 
 from bevdet_core import Detector, checkpoint, engine
 from bevdet_core.checkpoint import CheckpointError
-from bevdet_core.config import Config, TrainConfig, load_config
+from bevdet_core.config import Config, ConfigError, TrainConfig, load_config
 from bevdet_core.data.rig import write_frame
 from bevdet_core.engine import train
 from bevdet_core.matching import LossError
@@ -236,9 +236,18 @@ def test_resume_passes_over_a_damaged_checkpoint(finished, synthetic_root, tmp_p
     train(settings(synthetic_root, train__epochs=1), run, quiet=True)
     newest = checkpoint.training_checkpoints(run / "checkpoints")[-1]
     newest.write_bytes(newest.read_bytes()[:-100])
-    train(settings(synthetic_root), run, resume=True, quiet=True)
-    assert newest.name in capsys.readouterr().out
+    train(settings(synthetic_root), run, resume=True)
+    told = capsys.readouterr().out
+    assert f"{newest}: not a complete safetensors file" in told
+    assert "resuming after step 3, from " in told
+    assert "settings that have changed: train.epochs from 1 to 2\n" in told
     assert read_log(run / "log.jsonl")[-1]["step"] == 8
+    before = (run / "config.yaml").read_text()
+    with pytest.raises(ConfigError, match=r"train\.epochs 1: .*damaged has 2 behind it"):
+        train(settings(synthetic_root, train__epochs=1), run, resume=True, quiet=True)
+    assert (run / "config.yaml").read_text() == before
+    train(settings(synthetic_root), run, resume=True)
+    assert "nothing is left to learn; the final weights are evaluated" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, synthetic_root, tmp_path):
@@ -246,7 +255,8 @@ def test_a_checkpoint_of_another_model_is_refused(finished, synthetic_root, tmp_
     (run / "checkpoints").mkdir(parents=True)
     old = checkpoint.training_checkpoints(finished[0] / "checkpoints")[-1]
     (run / "checkpoints" / old.name).write_bytes(old.read_bytes())
-    with pytest.raises(CheckpointError, match="another model"):
+    message = r"another model:(\n.*)+\nsettings that have changed: model\.num_queries from \d+ to 13"
+    with pytest.raises(CheckpointError, match=message):
         train(settings(synthetic_root, model__num_queries=13), run, resume=True, quiet=True)
 
 

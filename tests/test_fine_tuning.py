@@ -88,7 +88,7 @@ def test_nothing_fits(saved: Path) -> None:
     ).model
     with pytest.raises(CheckpointError, match="none of its weights fits"):
         load_start(build_model(config, 3), config, ("a", "b", "c"), saved)
-    with pytest.raises(CheckpointError, match=r"none\.safetensors: no such checkpoint"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: no such run folder or checkpoint file"):
         load_start(build_model(config, 3), config, ("a", "b", "c"), "none.safetensors")
 
 

@@ -62,6 +62,10 @@ def test_a_folder_without_any_says_what_was_looked_for(predict, tmp_path, capsys
 
 
 def test_a_name_without_a_file(predict, tmp_path, capsys):
+    assert predict("detr", "") == (1, {})
+    assert (
+        capsys.readouterr().err == "bevdet predict: an input is empty: give the names of files, folders or patterns\n"
+    )
     assert predict("detr", tmp_path / "*.png") == (1, {})
     assert capsys.readouterr().err == f"bevdet predict: {tmp_path / '*.png'}: no such file\n"
 

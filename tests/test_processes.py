@@ -26,6 +26,7 @@ def alike(synthetic_root, tmp_path_factory):
     """A configuration file for runs that are compared."""
     path = tmp_path_factory.mktemp("alike") / "alike.yaml"
     weights = path.with_name("backbone.safetensors")
+    torch.manual_seed(0)
     save_file(build_backbone(settings(synthetic_root, **ALIKE).model.backbone).state_dict(), weights)
     path.write_text(yaml.safe_dump(settings(synthetic_root, model__backbone__weights=str(weights), **ALIKE).to_dict()))
     return path

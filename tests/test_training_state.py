@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,13 +82,27 @@ def test_a_training_keeps_its_average_or_its_lack_of_one(tmp_path: Path, before:
         training(ema=not before).restore(tmp_path)
 
 
-def test_where_no_checkpoint_can_be_read_the_newest_is_named(tmp_path: Path, capsys):
+def test_where_no_checkpoint_can_be_read_all_are_named(tmp_path: Path):
     for step in (4, 8):
         checkpoint.step_path(tmp_path, step).write_bytes(b"half")
-    message = r"none of the 2 checkpoints can be read, the newest: .*step-00000008\.safetensors: not a complete"
+    message = r"none of the 2 checkpoints can be read:\n .*-00000008\.safetensors: not a complete.*\n .*-00000004\."
     with pytest.raises(CheckpointError, match=message):
         training().restore(tmp_path)
-    assert capsys.readouterr().out.count("trying the one before") == 2
+
+
+def test_a_resumed_training_says_where_it_goes_on_and_what_has_changed(tmp_path: Path):
+    assert training().restore(tmp_path) == [f"no checkpoint in {tmp_path}: starting anew"]
+    training().save(tmp_path)
+    checkpoint.step_path(tmp_path, 8).write_bytes(b"half")
+    other = training()
+    train = replace(other.config.train, lr=0.5)
+    other.config = replace(other.config, train=train)
+    damaged, *told = other.restore(tmp_path)
+    assert damaged.endswith("; trying the one before")
+    assert told == [
+        f"resuming after step 4, from {checkpoint.step_path(tmp_path, 4)}",
+        "settings that have changed: train.lr from 0.0002 to 0.5",
+    ]
 
 
 def test_processes_that_see_different_folders_are_told(tmp_path: Path, monkeypatch):

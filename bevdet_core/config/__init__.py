@@ -22,7 +22,7 @@ from .image_models import (
     DetrConfig,
     DetrLossConfig,
 )
-from .listing import Setting, all_kinds, all_settings, nearest, settings_help, settings_of
+from .listing import Setting, all_kinds, all_settings, differences, nearest, settings_help, settings_of
 from .loading import Config, kinds_of, load_config, read_settings
 from .models import MODELS, ModelConfig, Queue, RigModelConfig, queue_of, streams
 from .network import BackboneConfig, PixelConfig
@@ -63,6 +63,7 @@ __all__ = [
     "all_kinds",
     "all_settings",
     "choices",
+    "differences",
     "kinds_of",
     "load_config",
     "nearest",

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any, NamedTuple, get_type_hints
 
+from ..documents import shown
 from .data import DATA
 from .models import MODELS
 from .training import TrainConfig
@@ -87,6 +88,18 @@ def nearest(name: str, valid: Iterable[str]) -> list[str]:
     ranked = sorted(((*likeness(other), other) for other in valid), key=lambda row: (-row[0], -row[1], row[2]))
     least = 1.0 if ranked and ranked[0][0] == 1 else 0.6
     return [other for likely, _, other in ranked if likely >= least][:3]
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What has changed between two configurations, given as nested dicts: name, old and new value of each setting."""
+    found = []
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} from {shown(old)} to {shown(new)}")
+    return found
 
 
 def plain(value: Any) -> Any:

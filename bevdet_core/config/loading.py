@@ -110,6 +110,8 @@ def read_settings(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         close = difflib.get_close_matches(str(path), [f"configs/{name.as_posix()}" for name in _shipped()])
         raise ConfigError(f"{path}: no such configuration{_told(close)}") from None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: a folder, no configuration; that of a run is its config.yaml") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from error
     except DocumentError as error:

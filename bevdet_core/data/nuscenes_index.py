@@ -207,8 +207,10 @@ def open_index(root: str | Path, version: str, index_dir: str | Path | None = No
         SampleError: a table is missing or damaged. Single broken records are left out: see `NuScenesIndex.faults`.
     """
     folder = Path(root) / version
+    if not Path(root).is_dir():
+        raise FileNotFoundError(f"{Path(root).absolute()}: no such folder, where data.root should be")
     if not folder.is_dir():
-        versions = sorted(path.name for path in Path(root).glob("v*") if path.is_dir())
+        versions = sorted(path.name for path in Path(root).glob("v[0-9]*") if path.is_dir())
         found = f"it has {', '.join(versions)}" if versions else "no folder there looks like one"
         raise FileNotFoundError(f"no nuScenes version {version!r} in {Path(root).absolute()}: {found}")
 

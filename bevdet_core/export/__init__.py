@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 TOLERANCE = 1e-3
+ROUNDINGS = 4  # a graph may be off by so many times what rounding makes, where that is more
 CHECKED_BATCH_SIZES = (1, 3)  # neither is the size that is traced
 TRACED_BATCH_SIZE = 2
 
@@ -55,11 +58,13 @@ class Exported:
         path: of the graph.
         description: of its inputs and outputs; the same as in the JSON file beside it.
         difference: by output, the largest difference to the detector, relative where a number is larger than 1.
+        rounding: what rounding makes in the detector itself, for the outputs that differ by more than `TOLERANCE`.
     """
 
     path: Path
     description: dict[str, Any]
     difference: dict[str, float]
+    rounding: dict[str, float]
 
 
 def export(detector: Detector, out: str | Path, image_size: tuple[int, int] | None = None) -> Exported:
@@ -80,7 +85,7 @@ def export(detector: Detector, out: str | Path, image_size: tuple[int, int] | No
     Raises:
         ValueError: another suffix; images that are too small for the detector.
         ImportError: packages of the extra `export` are missing.
-        ExportError: the graph differs from the detector by more than `TOLERANCE`.
+        ExportError: the graph differs from the detector by more than `TOLERANCE`, and by more than rounding explains.
     """
     out = Path(out)
     require_format(out)
@@ -93,9 +98,9 @@ def export(detector: Detector, out: str | Path, image_size: tuple[int, int] | No
         expected = {size: answers(graph, graph.examples(size)) for size in CHECKED_BATCH_SIZES}
         with written_aside(out) as aside:
             run = WRITERS[out.suffix](trace(graph), aside, description)
-            difference = check(graph, run, expected)
+            difference, rounding = check(graph, run, expected)
     write_text(out.with_suffix(".json"), json.dumps(description, indent=1))
-    return Exported(out, description, difference)
+    return Exported(out, description, difference, rounding)
 
 
 def require_format(out: Path) -> None:
@@ -140,26 +145,50 @@ def describe(detector: Detector, graph: Graph) -> dict[str, Any]:
     }
 
 
-def check(graph: Graph, run: Run, expected: Mapping[int, Mapping[str, Tensor]]) -> dict[str, float]:
-    """The largest difference of each output to what is expected, by batch size.
+def check(
+    graph: Graph, run: Run, expected: Mapping[int, Mapping[str, Tensor]]
+) -> tuple[dict[str, float], dict[str, float]]:
+    """The largest difference of each output to what is expected, by batch size; and see `Exported.rounding`.
 
     Raises:
-        ExportError: it is larger than `TOLERANCE`, or not a number.
+        ExportError: see `export`; also where the difference is not a number.
     """
-    difference = dict.fromkeys(graph.outputs, 0.0)
+    difference: dict[str, float] = dict.fromkeys(graph.outputs, 0.0)
+    rounding: dict[str, float] = {}
     for batch_size, ours in expected.items():
-        theirs = run(graph.examples(batch_size))
-        if graph.ranked:
-            theirs = in_our_order(ours, theirs)
-        for name in difference:
-            gap = float(graph.difference(name, ours[name], theirs[name]).max())
-            difference[name] = max(difference[name], gap)
-            if not gap <= TOLERANCE:
+        inputs = graph.examples(batch_size)
+        gaps = _gaps(graph, ours, run(inputs))
+        difference = {name: max(difference[name], gap) for name, gap in gaps.items()}
+        if all(gap <= TOLERANCE for gap in gaps.values()):
+            continue
+        # Norms and projections may enlarge the last digit; how much is told by the same sums in another order.
+        with use_reference(), _without_onednn():
+            own = _gaps(graph, ours, answers(graph, inputs))
+        for name, gap in gaps.items():
+            allowed = max(TOLERANCE, ROUNDINGS * own[name])
+            if not gap <= allowed:
                 raise ExportError(
                     f"the exported graph differs from the detector by {gap:.2g} in {name} at batch size {batch_size}; "
-                    f"{TOLERANCE:g} is allowed, so it is not kept"
+                    f"{allowed:.2g} is allowed, so it is not kept"
                 )
-    return difference
+            if gap > TOLERANCE:
+                rounding[name] = max(own[name], rounding.get(name, 0.0))
+    return difference, rounding
+
+
+def _gaps(graph: Graph, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest difference of each output."""
+    if graph.ranked:
+        theirs = in_our_order(ours, theirs)
+    return {name: float(graph.difference(name, ours[name], theirs[name]).max()) for name in graph.outputs}
+
+
+@contextmanager
+def _without_onednn() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the switch speaks of GPUs of another maker
+        with torch.backends.mkldnn.flags(enabled=False):
+            yield
 
 
 def answers(graph: Graph, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import boxes3d
 from ..boxes import cxcywh_to_xyxy
@@ -158,11 +159,16 @@ class RigGraph(Graph):
         }
 
     def examples(self, batch_size: int) -> dict[str, Tensor]:
-        """Noise, in rings of cameras that look around from 1.5 m above the lidar's origin; one of them failed."""
+        """Blurs, in rings of cameras that look around from 1.5 m above the lidar's origin; one of them failed.
+
+        In noise every pixel differs from the next, and a decoder that looks where the layer before it has pointed makes
+        another place of the last digit.
+        """
         generator = torch.Generator().manual_seed(batch_size)
         cameras = len(self.cameras)
         rings = [ring(cameras, self.size, 0.1 * b) for b in range(batch_size)]
-        images = torch.randn(batch_size, cameras, 3, *self.size, generator=generator)
+        spots = torch.randn(batch_size * cameras, 3, 3, 5, generator=generator)
+        images = functional.interpolate(spots, self.size, mode="bicubic").unflatten(0, (batch_size, cameras))
         hidden = torch.zeros(batch_size, cameras, dtype=torch.bool)
         hidden[-1, -1] = True
         return {"images": images, "lidar2img": torch.stack(rings), "hidden": hidden}

@@ -13,6 +13,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from ..files import written_aside
+
 Color = tuple[int, int, int]
 
 BACKGROUND: Color = (14, 17, 22)
@@ -190,7 +192,7 @@ def dashed(
 
 
 def save(picture: Image.Image, path: str | Path) -> None:
-    """Write a picture in the format of the file's suffix; missing folders are made.
+    """Write a picture in the format of the file's suffix, complete or not at all; missing folders are made.
 
     Raises:
         ValueError: a suffix that names no picture format.
@@ -198,6 +200,6 @@ def save(picture: Image.Image, path: str | Path) -> None:
     path = Path(path)
     if path.suffix.lower() not in Image.registered_extensions():
         raise ValueError(f"{path}: {path.suffix or 'no suffix'!r} is no picture format; use .png or .jpg")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A photograph hardly shrinks further at PNG's higher levels, which take several times as long.
-    picture.save(path, compress_level=3, quality=92)
+    with written_aside(path) as aside:
+        # A photograph hardly shrinks further at PNG's higher levels, which take several times as long.
+        picture.save(aside, Image.registered_extensions()[path.suffix.lower()], compress_level=3, quality=92)

@@ -86,7 +86,7 @@ def synthesize_coco(
             for start in range(first, first + count, _IMAGES_PER_STREET):
                 ids = tuple(range(start, min(start + _IMAGES_PER_STREET, first + count)))
                 jobs.append(StreetJob(folder / split, seed, len(jobs), ids, size, supersample, jpeg_quality))
-        results = run_all(render_street, jobs, workers, "Rendering streets", progress)
+        results = run_all(render_street, jobs, workers, "rendering streets", progress)
         (folder / "annotations").mkdir()
         for split in ("train2017", "val2017"):
             rows = [result for job, result in zip(jobs, results, strict=True) if job.folder.name == split]

@@ -111,7 +111,7 @@ def synthesize_nuscenes(
             for index, name in enumerate(names)
         ]
         tables: dict[str, list[Row]] = {**{name: [] for name in TABLES}, **fixed_tables()}
-        for rows in run_all(write_scene, jobs, workers, "Rendering scenes", progress):
+        for rows in run_all(write_scene, jobs, workers, "rendering scenes", progress):
             for name, new in rows.items():
                 tables[name] += new
         _write_map(folder, tables)
