@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from ..config import CocoConfig
 from ..structures import Sample, Targets
 from .coco_index import CocoIndex, open_index
+from .file_names import data_root
 from .image_transforms import clipped, image_transform
 from .images import SampleError, read_image
 from .index_file import SKIPPING, describe_faults
@@ -137,10 +138,10 @@ def open_split(config: CocoConfig, training: bool) -> tuple[CocoIndex, Path]:
     """The annotations of a split, and the folder of its images.
 
     Raises:
-        FileNotFoundError: there is no annotation file; the message names the places that were tried.
+        FileNotFoundError: there is no such folder, or no annotation file in the places that the message names.
         SampleError: the annotation file is damaged.
     """
-    root = Path(config.root)
+    root = data_root(config.root)
     split, kind = (config.train_split, "train") if training else (config.val_split, "val")
     annotations, images = getattr(config, f"{kind}_annotations"), getattr(config, f"{kind}_images")
     names = SPLIT_NAMES.get(split, (split,))
@@ -148,6 +149,10 @@ def open_split(config: CocoConfig, training: bool) -> tuple[CocoIndex, Path]:
         places = [root / pattern.format(name) for name in names for pattern in ANNOTATIONS]
         path = next((place for place in places if place.is_file()), None)
         if path is None:
+            if any(root.glob("v1.0-*/sample.json")):
+                raise FileNotFoundError(
+                    f"{root.absolute()} holds a nuScenes data set, which configurations with data.name nuscenes read"
+                )
             tried = ", ".join(str(place.relative_to(root)) for place in places)
             raise FileNotFoundError(
                 f"no annotations of split {split!r} in {root.absolute()}: set data.{kind}_split to the name of a split "

@@ -1,9 +1,10 @@
-"""File names that data sets hold: none may lead out of the folder it belongs to."""
+"""The folders of data sets, and the file names that they hold: none may lead out of the folder it belongs to."""
 
 from __future__ import annotations
 
 import posixpath
 import re
+from pathlib import Path
 
 
 def leaves_folder(name: str) -> bool:
@@ -15,3 +16,15 @@ def leaves_folder(name: str) -> bool:
 def file_name(text: str) -> str:
     """A file name for a token, a camera or the like, which data sets may call as they please."""
     return re.sub(r"[^\w.+-]", "_", text).lstrip(".")[:150] or "_"
+
+
+def data_root(root: str | Path) -> Path:
+    """The folder of a data set.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    path = Path(root)
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path.absolute()}: no such folder, where data.root should be")
+    return path

@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import boxes3d
 from ..geometry import quaternion_to_matrix, yaw_of
 from ..structures import Camera
-from .file_names import leaves_folder
+from .file_names import data_root, leaves_folder
 from .images import SampleError
 from .index_file import file_stamp, index_path, open_fresh, read_index, text_of
 from .nuscenes_tables import FIELDS, Fault, read_tables
@@ -203,15 +203,15 @@ def open_index(root: str | Path, version: str, index_dir: str | Path | None = No
         index_dir: where the index is kept; default: the root, or the user's cache folder if the root is read-only.
 
     Raises:
-        FileNotFoundError: there is no such version.
+        FileNotFoundError: there is no such folder or version.
         SampleError: a table is missing or damaged. Single broken records are left out: see `NuScenesIndex.faults`.
     """
-    folder = Path(root) / version
-    if not Path(root).is_dir():
-        raise FileNotFoundError(f"{Path(root).absolute()}: no such folder, where data.root should be")
+    folder = data_root(root) / version
     if not folder.is_dir():
         versions = sorted(path.name for path in Path(root).glob("v[0-9]*") if path.is_dir())
         found = f"it has {', '.join(versions)}" if versions else "no folder there looks like one"
+        if any(Path(root).glob("annotations/*.json")) or any(Path(root).glob("*/_annotations.coco.json")):
+            found = "it holds a COCO data set, which configurations with data.name coco read"
         raise FileNotFoundError(f"no nuScenes version {version!r} in {Path(root).absolute()}: {found}")
 
     def build():

@@ -357,3 +357,10 @@ def test_real_images(shared: Path, tmp_path: Path, split: str, training: bool) -
         assert [dataset.class_names[k] for k in sample.targets.labels] == [names[a["category_id"]] for a in records]
         found += len(records)
     assert found == expected["annotations"] - expected["crowd"]
+
+
+def test_a_folder_that_is_no_coco_data_set_is_told(synthetic_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"/nowhere: no such folder, where data\.root should be"):
+        CocoDataset(CocoConfig(root=str(tmp_path / "nowhere")))
+    with pytest.raises(FileNotFoundError, match=r"holds a nuScenes data set, which configurations with data\.name nu"):
+        CocoDataset(CocoConfig(root=str(synthetic_root)))

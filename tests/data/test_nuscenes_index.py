@@ -328,11 +328,15 @@ def test_an_index_cannot_name_files_outside_of_the_root(synthetic_copy: Path) ->
         index.camera_file(0, "CAM_FRONT")
 
 
-def test_a_version_that_does_not_exist(synthetic_root: Path) -> None:
+def test_a_version_that_does_not_exist(synthetic_root: Path, tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no nuScenes version 'v1.0-trainval' in .*: it has v1.0-mini"):
         open_index(synthetic_root, "v1.0-trainval")
     with pytest.raises(FileNotFoundError, match=r"/nowhere: no such folder, where data.root should be"):
         open_index(synthetic_root / "nowhere", "v1.0-trainval")
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "annotations" / "instances_train2017.json").write_text("{}")
+    with pytest.raises(FileNotFoundError, match=r"it holds a COCO data set, which configurations with data\.name coco"):
+        open_index(tmp_path, "v1.0-trainval")
 
 
 def test_the_key_frame_has_what_its_records_say(real_config: NuScenesConfig) -> None:
