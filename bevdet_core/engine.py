@@ -93,9 +93,11 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     launch.check_batches(len(train_data), len(loader), settings, processes.count())
     steps_per_epoch = len(loader) // settings.accumulate
     torch.manual_seed(settings.seed)
-    model = build_model(config.model, len(train_data.class_names), pretrained=settings.load_from is None)
+    begun = resume and bool(checkpoint.training_checkpoints(run / "checkpoints"))  # and has weights of its own
+    pretrained = settings.load_from is None and not begun
+    model = build_model(config.model, len(train_data.class_names), pretrained)
     start = None
-    if settings.load_from is not None and not (resume and checkpoint.training_checkpoints(run / "checkpoints")):
+    if settings.load_from is not None and not begun:
         start = load_start(model, config.model, train_data.class_names, settings.load_from)
     model = model.to(device)
     criterion = build_criterion(config.model)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from nursery import wait_until
+from safetensors.torch import save_file
 
 from bevdet_core import Detector, checkpoint, engine
 from bevdet_core.checkpoint import CheckpointError
@@ -19,7 +20,7 @@ from bevdet_core.config import Config, ConfigError, TrainConfig, load_config
 from bevdet_core.data.rig import write_frame
 from bevdet_core.engine import train
 from bevdet_core.matching import LossError
-from bevdet_core.models import build_criterion
+from bevdet_core.models import build_backbone, build_criterion
 from bevdet_core.optimization import learning_rate
 from bevdet_core.runlog import read_log
 
@@ -248,6 +249,15 @@ def test_resume_passes_over_a_damaged_checkpoint(finished, synthetic_root, tmp_p
     assert (run / "config.yaml").read_text() == before
     train(settings(synthetic_root), run, resume=True)
     assert "nothing is left to learn; the final weights are evaluated" in capsys.readouterr().out
+
+
+def test_a_resumed_run_asks_no_more_for_the_weights_that_it_began_with(synthetic_root, tmp_path):
+    weights, run = tmp_path / "backbone.safetensors", tmp_path / "run"
+    save_file(build_backbone(settings(synthetic_root).model.backbone).state_dict(), weights)
+    train(settings(synthetic_root, train__epochs=1, model__backbone__weights=str(weights)), run, quiet=True)
+    weights.unlink()
+    train(settings(synthetic_root, model__backbone__weights=str(weights)), run, resume=True, quiet=True)
+    assert read_log(run / "log.jsonl")[-1]["step"] == 8
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, synthetic_root, tmp_path):
