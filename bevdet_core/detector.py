@@ -84,6 +84,11 @@ class Detector:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @property
+    def takes_images(self) -> bool:
+        """Whether inputs are plain images, or else rig frames."""
+        return isinstance(self.config.data, CocoConfig)
+
     def new_memory(self) -> BevMemory | None:
         """A memory of frames for `detect` and `predict`; None for a detector that looks at each frame alone."""
         make = getattr(self.model, "new_memory", None)
@@ -180,12 +185,11 @@ class Detector:
             sample = Sample([read_image(item, upright=True)], token=str(item))
         else:
             sample = Sample([pixels_of(item, upright=True) if isinstance(item, Image.Image) else _checked(item)])
-        takes_images = isinstance(self.config.data, CocoConfig)
-        if sample.cameras is None and not takes_images:
+        if sample.cameras is None and not self.takes_images:
             raise ValueError(
                 f"input {sample.token!r} is a plain image; this 3D detector needs a rig frame: images with calibration"
             )
-        if takes_images and (sample.cameras is not None or len(sample.images) != 1):
+        if self.takes_images and (sample.cameras is not None or len(sample.images) != 1):
             raise ValueError(
                 f"input {sample.token!r} is a rig frame of {len(sample.images)} cameras; this 2D detector takes one "
                 "image at a time"

@@ -63,10 +63,10 @@ def train(config: Config, run: Path, resume: bool = False, quiet: bool = False) 
     if not begun:
         require_start(config)
     with launch.deterministic_algorithms(config.train.deterministic), launch.memory_advice(config.train):
-        return _train(config, run, resume, quiet)
+        return _train(config, run, resume, begun, quiet)
 
 
-def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
+def _train(config: Config, run: Path, resume: bool, begun: bool, quiet: bool) -> Metrics:
     settings = config.train
     accelerator = launch.start(settings)
     device, main = accelerator.device, processes.is_main()
@@ -93,8 +93,7 @@ def _train(config: Config, run: Path, resume: bool, quiet: bool) -> Metrics:
     launch.check_batches(len(train_data), len(loader), settings, processes.count())
     steps_per_epoch = len(loader) // settings.accumulate
     torch.manual_seed(settings.seed)
-    begun = resume and bool(checkpoint.training_checkpoints(run / "checkpoints"))  # and has weights of its own
-    pretrained = settings.load_from is None and not begun
+    pretrained = settings.load_from is None and not begun  # what has begun has weights of its own
     model = build_model(config.model, len(train_data.class_names), pretrained)
     start = None
     if settings.load_from is not None and not begun:

@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .config import CocoConfig, Precision, load_config
+from .config import Precision, load_config
 from .data import build_dataset
 from .data.file_names import file_name
 from .data.nuscenes import NuScenesDataset
@@ -39,8 +39,7 @@ def expand_inputs(inputs: Sequence[str], detector: Detector) -> list[Path]:
     Raises:
         FileNotFoundError: a name or a pattern without any such file.
     """
-    takes_images = isinstance(detector.config.data, CocoConfig)
-    suffixes = IMAGE_SUFFIXES if takes_images else (".json",)
+    suffixes = IMAGE_SUFFIXES if detector.takes_images else (".json",)
     files: dict[Path, None] = {}
     for text in inputs:
         if not text:
@@ -49,7 +48,7 @@ def expand_inputs(inputs: Sequence[str], detector: Detector) -> list[Path]:
         if path.is_dir():
             found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes)
             if not found:
-                kind = "image" if takes_images else "frame file (.json)"
+                kind = "image" if detector.takes_images else "frame file (.json)"
                 raise FileNotFoundError(f"{text}: no {kind} in this folder, which {detector.config.model.name} needs")
         else:
             names = [text] if path.is_file() else sorted(glob.glob(text, recursive=True))
